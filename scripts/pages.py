@@ -1,0 +1,499 @@
+"""What pages are made of: lectures and their recordings, figure cards, tables, the reference.
+
+Knows nothing of MkDocs: `scripts/hooks.py` hands over what it found, and takes Markdown, HTML and
+files back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+
+import markdown
+import yaml
+
+from scripts import figures, lectures, palette, rows
+from scripts.templates import Templates
+
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.S)
+WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 25
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a page that Markdown must not touch: a token stands for it meanwhile."""
+
+    html: str
+    notebook: str  # the same in Jupyter's Markdown
+
+
+class LectureError(Exception):
+    """A script that is no lecture; the message says what it lacks."""
+
+
+class Lecture:
+    """One script: its front matter, and its cells with the prose freed of comment signs."""
+
+    def __init__(self, script: Path):
+        self.script, self.name = script, lectures.lecture_name(script)
+        self.cells = []
+        for cell in lectures.cells(script.read_text(encoding="utf-8")):
+            if cell.kind == "markdown":
+                prose = re.sub(r"(?m)^# ?", "", cell.source)
+                cell = replace(cell, source=prose)
+            self.cells.append(cell)
+        match = _FRONT_MATTER.match(self.cells[0].source) if self.cells else None
+        self.meta = yaml.safe_load(match[1]) if match else {}
+        if missing := [key for key in ("title", "description", "outcome") if key not in self.meta]:
+            raise LectureError(f"the front matter of its first cell lacks {', '.join(missing)}")
+        first = self.cells[0]
+        body, skipped = first.source[match.end() :], match[0].count("\n")
+        self.cells[0] = replace(first, source=body, line=first.line + skipped)
+
+    @cached_property
+    def kernel(self) -> str:
+        """The part of the file that a project needs: its cells tagged "copy"."""
+        copied = [cell.source.strip("\n") for cell in self.cells if "copy" in cell.tags]
+        return "\n\n\n".join(copied)
+
+    @cached_property
+    def minutes(self) -> int:
+        """Reading time."""
+        words = sum(len(c.source.split()) for c in self.cells if c.kind == "markdown")
+        lines = sum(c.source.count("\n") for c in self.cells if c.kind == "code")
+        return max(1, round(words / WORDS_A_MINUTE + lines / CODE_LINES_A_MINUTE))
+
+
+class Site:
+    """One build: all lectures, their recordings, and the files that pages ask for.
+
+    Args:
+        root: The repository.
+        gpu: Whose recordings the pages show, such as `nvidia-h200`.
+        report: Called with one message for each thing that is wrong.
+    """
+
+    def __init__(self, root: Path, gpu: str, report: Callable[[str], None]):
+        self.root, self.gpu, self.report = root, gpu, report
+        self.templates = Templates(root, report)
+        self.lectures: dict[str, Lecture] = {}
+        for script in lectures.lecture_paths(root):
+            try:
+                self.lectures[lectures.lecture_name(script)] = Lecture(script)
+            except LectureError as error:
+                report(f"{script.relative_to(root)}: {error}")
+        self.files: dict[str, str] = {"stylesheets/palette.css": palette.css()}
+        self.blocks: list[Block] = []
+        self.stale: set[str] = set()
+        self._raw: dict[tuple[str, str], dict | None] = {}
+
+    # recordings
+
+    def raw(self, name: str, gpu: str | None = None) -> dict | None:
+        """A lecture's recording as it lies on disk; None, reported, where it cannot be shown.
+
+        A stale one is reported too, and its numbers shown: a strict build fails, a preview helps
+        who is at work on the lecture. On further GPUs, which few have, it is left out.
+        """
+        key = (name, gpu or self.gpu)
+        if key not in self._raw:
+            script = self.lectures[name].script
+            place = script.relative_to(self.root)
+            recording = None
+            try:
+                path = lectures.recording_path(script, key[1], self.root)
+                recording = lectures.load_recording(path, script)
+            except lectures.RecordingError as error:
+                self.report(f"{place}: {error}")
+            if recording and lectures.is_stale(recording, script):
+                if key[1] == self.gpu:
+                    self.stale.add(name)
+                    repair = lectures.repair(script)
+                    self.report(f"{place}: its code changed after it was recorded: {repair}")
+                else:
+                    recording = None
+            self._raw[key] = recording
+        return self._raw[key]
+
+    def outputs(self, name: str) -> list[list[dict]]:
+        """What each code cell of a lecture printed; nothing where the code is not what ran."""
+        recording = self.raw(name)
+        fresh = recording and name not in self.stale
+        return [cell["outputs"] for cell in recording["cells"]] if fresh else []
+
+    @cache  # noqa: B019  one site a build
+    def recording(self, name: str, gpu: str | None = None) -> rows.Recording | rows.Unknown:
+        """What templates call `rec`."""
+        if name not in self.lectures:
+            raise rows.RowError(f"no lecture {name!r}; there are: {', '.join(self.lectures)}")
+        raw = self.raw(name, gpu)
+        return rows.Recording(raw) if raw else rows.UNKNOWN
+
+    def recordings(self) -> list[tuple[str, str, rows.Recording]]:
+        """GPU, lecture and recording of everything that was recorded, the default GPU first."""
+        folder = self.root / "docs" / "recorded"
+        others = {path.name for path in folder.glob("*") if path.is_dir()} - {self.gpu}
+        found = []
+        for gpu in (self.gpu, *sorted(others)):
+            for name, lecture in self.lectures.items():
+                there = lectures.recording_path(lecture.script, gpu, self.root).exists()
+                if there and (recording := self.recording(name, gpu)) is not rows.UNKNOWN:
+                    found.append((gpu, name, recording))
+        return found
+
+    # what templates may call
+
+    def context(self, url: str, lecture: str | None = None) -> dict:
+        """The names that a page's expressions may use.
+
+        Args:
+            url: Of the page, below the site's root: links are relative to it.
+            lecture: Whose recording the page is about, if any.
+        """
+        up = "../" * url.count("/")
+        context: dict = {"rec": self.recording}
+        if lecture:
+            recording = self.recording(lecture)
+            names = ("env", "row", "rows", "copy_ms", "copy_tbps", "matmul_tflops")
+            if recording is rows.UNKNOWN:
+                context |= dict.fromkeys(names, rows.UNKNOWN)
+            else:
+                context |= recording.context
+        else:
+            found = self.recordings()
+            context["env"] = found[0][2].env if found else rows.UNKNOWN
+
+        def figure(name: str, caption: str = "", lecture: str | None = lecture, **options):
+            return self._token(self._figure(up, name, caption, lecture, **options))
+
+        def table(name: str, lecture: str | None = lecture, **options):
+            return self._token(self._table(name, lecture, **options))
+
+        def ladder(name: str, lecture: str | None = lecture, **where):
+            return self._token(self._ladder(name, lecture, **where))
+
+        def diagram(name: str):
+            return self._token(self._diagram(name, url, context))
+
+        context |= {
+            "figure": figure,
+            "table": table,
+            "ladder": ladder,
+            "diagram": diagram,
+            "roofline": lambda **options: self._token(self._roofline(up, **options)),
+            "results": lambda: self._token(self._results(up)),
+            "gpu_tests": lambda: self._token(self._gpu_tests()),
+            "reference": self._reference,
+        }
+        return context
+
+    def _token(self, block: Block | rows.Unknown) -> str:
+        if block is rows.UNKNOWN:
+            return "*Not recorded yet.*"
+        self.blocks.append(block)
+        return f"\ue000{len(self.blocks) - 1}\ue001"
+
+    def fill(self, text: str, form: str) -> str:
+        """Blocks in place of their tokens: `form` is "html" or "notebook"."""
+        token = r"\ue000(\d+)\ue001"
+        if form == "html":
+            token = rf"<p>\s*{token}\s*</p>|{token}"
+        return re.sub(token, lambda m: getattr(self.blocks[int(m[m.lastindex])], form), text)
+
+    # blocks
+
+    def _figure(
+        self,
+        up: str,
+        name: str,
+        caption: str,
+        lecture: str,
+        **options,
+    ) -> Block | rows.Unknown:
+        recording = self.recording(lecture)
+        if recording is rows.UNKNOWN:
+            return rows.UNKNOWN
+        chart = figures.Chart(recording.benchmark(name), **options)
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
+        stem = f"figures/{lecture}/{name}-{digest}" if options else f"figures/{lecture}/{name}"
+        numbers = _html_table(*chart.table())
+        summary = f"The numbers: {chart.label}"
+        return self._card(
+            up,
+            stem,
+            chart.svg(),
+            chart.alt(),
+            title=chart.benchmark.title,
+            caption=caption,
+            source=f"{_environment(recording.env)} · {self._data_link(up, lecture)}",
+            details=f"<details data-search-exclude><summary>{html.escape(summary)}</summary>"
+            f"{numbers}</details>",
+        )
+
+    def _card(
+        self,
+        up: str,
+        stem: str,
+        svg: str,
+        alt: str,
+        *,
+        title: str,
+        caption: str,
+        source: str,
+        details: str,
+    ) -> Block:
+        width, height = figures.pixels(svg)
+        images = []
+        for scheme, drawing in (("light", svg), ("dark", palette.to_dark(svg))):
+            self.files[f"{stem}.{scheme}.svg"] = drawing
+            images.append(
+                f'<img src="{up}{stem}.{scheme}.svg#only-{scheme}" alt="{html.escape(alt)}"'
+                f' width="{width}" height="{height}" loading="lazy">'
+            )
+        text = f"<p>{_inline(caption)}</p>" if caption else ""
+        page = (
+            f'<figure class="measurement"><p class="measurement-title">{html.escape(title)}</p>'
+            f"{''.join(images)}<figcaption>{text}"
+            f'<p class="measurement-source" data-search-exclude>{source}</p>'
+            f"</figcaption>{details}</figure>"
+        )
+        image = f"![{alt}]({{site}}{stem}.light.svg)"
+        source = re.sub(r"<[^>]+>", "", source).removesuffix(" · data (JSON)")
+        return Block(page, f"**{title}**\n\n{image}\n\n{caption}\n\n*{source}*")
+
+    def _data_link(self, up: str, lecture: str) -> str:
+        path = f"recorded/{self.gpu}/{lecture}.json"
+        return f'<a href="{up}{path}" download>data (JSON)</a>'
+
+    def _table(
+        self,
+        name: str,
+        lecture: str,
+        where: dict | None = None,
+        columns: list[str] | None = None,
+        providers: list[str] | None = None,
+    ) -> Block | rows.Unknown:
+        """A plain table of chosen rows; a column is any key of a row, stored or derived."""
+        recording = self.recording(lecture)
+        if recording is rows.UNKNOWN:
+            return rows.UNKNOWN
+        benchmark = recording.benchmark(name)
+        derived = [figures.default_y(benchmark)] if benchmark.ceiling else []
+        columns = columns or ["provider", benchmark.x, "ms", *derived]
+        chosen = benchmark.rows(**(where or {}))
+        if providers:
+            chosen = [row for row in chosen if row.provider in providers]
+        body = []
+        for row in chosen:
+            missing = [column for column in columns if not hasattr(row, column)]
+            if missing:
+                raise rows.RowError(f"rows of {name} have no {', '.join(missing)}")
+            body.append([_cell(getattr(row, column), column) for column in columns])
+        header = [figures.LABELS.get(c, c.replace("_", " ")) for c in columns]
+        return Block(_html_table(header, body), _markdown_table(header, body))
+
+    def _ladder(self, name: str, lecture: str, **where) -> Block | rows.Unknown:
+        """The rungs at one size, in order, each with what it gains on the one before."""
+        recording = self.recording(lecture)
+        if recording is rows.UNKNOWN:
+            return rows.UNKNOWN
+        benchmark = recording.benchmark(name)
+        if "x" in where:
+            where[benchmark.x] = where.pop("x")
+        rungs = [row for row in benchmark.rows(**where) if row.provider.startswith("triton")]
+        y = figures.default_y(benchmark)
+        header = ["Step", "time", figures.label(benchmark, y), "gain"]
+        body, before = [], None
+        for row in sorted(rungs, key=lambda row: row.provider == "triton"):
+            gain = rows.format_times(before.ms / row.ms) if before else ""
+            value = figures.number(getattr(row, y), y)
+            body.append([palette.provider_name(row.provider), rows.format_ms(row.ms), value, gain])
+            before = row
+        if not body:
+            raise rows.RowError(f"no rung of {name} matches {where}")
+        return Block(_html_table(header, body), _markdown_table(header, body))
+
+    def _diagram(self, name: str, url: str, context: dict) -> Block:
+        path = self.root / "docs" / "diagrams" / f"{name}.svg"
+        if not path.exists():
+            raise rows.RowError(f"no diagram {path.relative_to(self.root)}")
+        svg = self.templates.render(path.read_text(encoding="utf-8"), path, context)
+        title = re.search(r"<title[^>]*>(.*?)</title>", svg, re.S)
+        page = f'<figure class="diagram"><div class="diagram-scroll">{svg.strip()}</div></figure>'
+        words = html.unescape(title[1]) if title else name
+        return Block(page, f"*Diagram: {words}* ([see it on the page]({{site}}{url}))")
+
+    def _roofline(self, up: str, caption: str = "", dtype: str = "bfloat16"):
+        """This GPU's ceilings, and the fastest row of every recorded kernel under them."""
+        found = [(name, rec) for gpu, name, rec in self.recordings() if gpu == self.gpu]
+        points, body = [], []
+        for name, recording in found:
+            for benchmark in recording.benchmarks.values():
+                own = [
+                    row
+                    for row in benchmark.all
+                    if row.provider == "triton" and row.bytes and row.flops and benchmark.ceiling
+                ]
+                if own:
+                    best = max(own, key=lambda row: row.tflops)
+                    label = benchmark.name.replace("_", " ")
+                    points.append((label, best))
+                    intensity = rows.significant(best.flops / best.bytes)
+                    rate = rows.format_tflops(best.tflops)
+                    body.append([label, name, intensity, rate, rows.format_pct(best.percent)])
+        if not points:
+            return rows.UNKNOWN
+        name, newest = found[-1]
+        header = ["Kernel", "Lecture", "flops for each byte", "rate", "percent of its ceiling"]
+        names = ", ".join(f"{row[0]} {row[3]}" for row in body)
+        return self._card(
+            up,
+            "figures/roofline",
+            figures.roofline(points, newest.ceilings, dtype),
+            f"Roofline of the {newest.env['gpu']}: measured ceilings, and under them {names}.",
+            title=f"Roofline, {newest.env['gpu']}",
+            caption=caption,
+            source=f"{_environment(newest.env)} · {self._data_link(up, name)}",
+            details="<details data-search-exclude><summary>The numbers: the fastest row of each "
+            f"kernel</summary>{_html_table(header, body)}</details>",
+        )
+
+    def _results(self, up: str) -> Block:
+        """Every recorded size of every kernel, for the results page."""
+        header = ("Kernel", "Size", "Type", "Mode", "GPU", "Time", "Of the ceiling", "Against")
+        benchmarks = [
+            (name, recording, benchmark)
+            for _, name, recording in self.recordings()
+            for benchmark in recording.benchmarks.values()
+        ]
+        benchmarks.sort(key=lambda found: not found[2].ceiling)  # those with a ceiling first
+        body = [
+            self._result(up, name, recording, row)
+            for name, recording, benchmark in benchmarks
+            for row in benchmark.all
+            if row.provider == "triton"
+        ]
+        if not body:
+            return Block("<p>Nothing is recorded yet.</p>", "")
+        head = "".join(f'<th scope="col">{name}</th>' for name in header)
+        rows_ = "\n".join(f"<tr>{''.join(row)}</tr>" for row in body)
+        return Block(
+            '<div class="results" data-search-exclude>'
+            f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows_}\n</tbody></table></div>",
+            "",
+        )
+
+    def _result(self, up: str, name: str, recording: rows.Recording, row: rows.Row) -> list[str]:
+        benchmark = row.benchmark
+        size = ", ".join(f"{key}={figures.human(value, key)}" for key, value in row.size().items())
+        peers = sorted(benchmark.peers(row), key=lambda peer: peer[1])
+        against = "<br>".join(
+            f"{rows.format_times(ratio)} {palette.provider_name(provider)}".replace(" ", "\u00a0")
+            for provider, ratio in peers
+        )
+        ceiling = f"{row.percent:.1f}" if benchmark.ceiling else ""
+        kernel = html.escape(benchmark.name.replace("_", " "))
+
+        def cell(shown: str, key=None) -> str:
+            sort = f' data-sort="{key}"' if key is not None else ""
+            return f"<td{sort}>{shown}</td>"
+
+        return [
+            cell(f'<a href="{up}{name}/" title="{html.escape(benchmark.title)}">{kernel}</a>'),
+            cell(html.escape(size), getattr(row, benchmark.x)),
+            cell(benchmark.dtype or ""),
+            cell(benchmark.mode or ""),
+            cell(html.escape(recording.env["gpu"])),
+            cell(rows.format_ms(row.ms), row.ms),
+            cell(rows.format_pct(row.percent) if ceiling else "–", ceiling or -1),
+            cell(against or "–", f"{peers[0][1]:.4g}" if peers else 0),
+        ]
+
+    def _gpu_tests(self) -> Block:
+        """What the test suite said on the GPU."""
+        path = self.root / "docs" / "recorded" / self.gpu / "tests.json"
+        if not path.exists():
+            text = "The suite's result on the GPU is not recorded yet."
+            return Block(f"<p>{text}</p>", text)
+        tests = json.loads(path.read_text(encoding="utf-8"))
+        counts = ", ".join(f"{tests[key]:,} {key}" for key in ("passed", "failed", "skipped"))
+        summary = (
+            f"<p><code>{html.escape(tests['command'])}</code>: {counts}, in"
+            f" {tests['seconds']:,.0f} seconds.</p>"
+            f'<p class="measurement-source">{_environment(tests["environment"])}</p>'
+        )
+        found = [
+            [run["tool"], run["target"], f"{run['errors']:,}"] for run in tests.get("sanitizer", [])
+        ]
+        table = _html_table(["compute-sanitizer", "run on", "errors"], found) if found else ""
+        return Block(summary + table, "")
+
+    def _reference(self) -> str:
+        """Markdown with the API of every lecture, in mkdocstrings' notation."""
+        parts = []
+        for name, lecture in self.lectures.items():
+            module = f"examples.{name.replace('/', '.')}"
+            parts.append(
+                f"## {lecture.meta['title']} {{ #{anchor(name)} }}\n\n"
+                f"{lecture.meta['description']} [The lecture]({name}.py)\n\n"
+                f"::: {module}\n"
+                "    options: {heading_level: 3, show_root_heading: false, "
+                "show_root_toc_entry: false}\n"
+            )
+        return "\n".join(parts)
+
+
+def anchor(name: str) -> str:
+    """Where the reference page speaks of a lecture."""
+    return name.replace("/", "-").replace("_", "-")
+
+
+def _environment(env: dict) -> str:
+    """One line: GPU, versions, date."""
+    parts = [env["gpu"], f"driver {env['driver']}", f"torch {env['torch']}"]
+    parts += [f"triton {env['triton']}", env["date"]]
+    return " · ".join(html.escape(part) for part in parts)
+
+
+def _inline(text: str) -> str:
+    """A caption's Markdown as HTML, without the paragraph around it."""
+    return markdown.markdown(text).removeprefix("<p>").removesuffix("</p>")
+
+
+def _cell(value, column: str) -> str:
+    if column == "provider":
+        return palette.provider_name(value)
+    if column in ("ms", "floor_ms", "ms_hot"):
+        return rows.format_ms(value)
+    if column in ("percent", "percent_hot"):
+        return rows.format_pct(value)
+    if column in ("bytes", "peak_bytes"):
+        return rows.format_bytes(value)
+    return rows.significant(value) if isinstance(value, float) else figures.human(value, column)
+
+
+def _html_table(header: list[str], body: list[list[str]]) -> str:
+    """The first column reads from the left, numbers from the right."""
+
+    def line(tag: str, cells: list[str]) -> str:
+        right = ' style="text-align:right"'
+        scope = ' scope="col"' if tag == "th" else ""
+        written = [
+            f"<{tag}{scope}{right if i else ''}>{html.escape(cell)}</{tag}>"
+            for i, cell in enumerate(cells)
+        ]
+        return f"<tr>{''.join(written)}</tr>"
+
+    rows_ = "\n".join(line("td", cells) for cells in body)
+    return f"<table><thead>{line('th', header)}</thead><tbody>\n{rows_}\n</tbody></table>"
+
+
+def _markdown_table(header: list[str], body: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
