@@ -153,11 +153,11 @@ def run_lecture(script: Path, measure, say=lambda what: None) -> tuple[list[dict
             say("check")
             with _named(script, "check"), contextlib.redirect_stdout(io.StringIO()):
                 module.check("cuda")
-            say("benchmark 1")
+            say("benchmarks")
             with _named(script, "bench"):
                 for benchmark in module.bench(measure):
                     benchmarks.append(benchmark)
-                    say(f"benchmark {len(benchmarks) + 1}")
+                    say(f"benchmarks, {len(benchmarks)} done")
     finally:
         sys.modules["__main__"] = before
     return recorded, benchmarks
