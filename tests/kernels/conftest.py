@@ -1,0 +1,60 @@
+"""Kernels run on the GPU where there is one, else in Triton's interpreter on the CPU."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+
+if not HAS_GPU:
+    # triton reads it when it is imported, and a kernel when it is defined
+    assert "triton" not in sys.modules, "triton was imported before the interpreter was turned on"
+    os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_num_threads(1)  # one process a core; and a pool of threads does not survive a fork
+
+
+def pytest_collection_modifyitems(items):
+    mark, reason = ("interpreter", "for the interpreter") if HAS_GPU else ("gpu", "needs a GPU")
+    for item in items:
+        if item.get_closest_marker(mark):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where the kernels run: "cuda", or "cpu" through the interpreter."""
+    return "cuda" if HAS_GPU else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def give_memory_back():
+    """Leaves the GPU's memory to the other processes that test on it."""
+    yield
+    if HAS_GPU:
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture(scope="session")
+def load():
+    """A function that imports a script from its path under its own stem, and returns the module."""
+
+    def load(script: Path):
+        spec = importlib.util.spec_from_file_location(script.stem, script)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[script.stem] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def lecture(load, request):
+    """The lecture that a test file is about: `softmax` for `test_softmax.py`."""
+    from scripts.lectures import find_lecture
+
+    return load(find_lecture(request.path.stem.removeprefix("test_")))

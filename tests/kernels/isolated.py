@@ -1,0 +1,95 @@
+"""Runs a script as a project would that has torch and triton and nothing else.
+
+    python isolated.py import softmax.py          imports it; defining must be all that it does
+    python isolated.py run softmax.py             runs it as `python softmax.py`
+    python isolated.py call softmax.py softmax    calls a function of it with tensors on the CPU
+"""
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import itertools
+import re
+import runpy
+import sys
+from importlib import metadata
+
+
+def distributions(*roots: str) -> set[str]:
+    """The named distributions and all that they require, by normalised name."""
+    found, todo = set(), list(roots)
+    while todo:
+        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            if name not in found:
+                needs = [line for line in metadata.requires(name) or [] if "extra ==" not in line]
+                todo += [re.match(r"[\w.-]+", need)[0] for need in needs]
+                found.add(name)
+    return found
+
+
+class OnlyTorchAndTriton:
+    """Refuses every installed module that neither torch nor triton requires."""
+
+    def __init__(self, *more: str):
+        allowed = distributions("torch", "triton", *more)
+        self.refused = {
+            module
+            for module, names in metadata.packages_distributions().items()
+            if not allowed & {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+        }
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.refused:
+            raise ModuleNotFoundError(f"{name} is neither torch nor triton", name=name)
+        return None
+
+
+def call_on_cpu(function) -> None:
+    """Calls a function with CPU tensors of several ranks and dtypes; prints what each call raised.
+
+    Some of them have the shape and dtype that the function wants.
+    """
+    import torch
+
+    dtypes = (torch.float32, torch.float16, torch.uint8)
+    names = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty
+    ]
+    for rank, dtype in itertools.product((1, 2, 3, 4), dtypes):
+        shape = (2, 3, 64, 64)[-rank:]
+        try:
+            function(**{name: torch.ones(shape, dtype=dtype) for name in names})
+            print("returned")
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+
+
+def main(action: str, path: str, function: str = "") -> None:
+    sys.path.pop(0)  # this script's own folder
+    # triton needs numpy for the interpreter only, and does not say so
+    sys.meta_path.insert(0, OnlyTorchAndTriton(*(["numpy"] if action == "run" else [])))
+    if action == "run":
+        sys.argv = [path]
+        runpy.run_path(path, run_name="__main__")
+        return
+
+    import torch
+    import triton  # noqa: F401
+
+    output = io.StringIO()
+    spec = importlib.util.spec_from_file_location("lecture", path)
+    module = importlib.util.module_from_spec(spec)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        spec.loader.exec_module(module)
+    assert not output.getvalue(), f"importing printed {output.getvalue()!r}"
+    assert not torch.cuda.is_initialized(), "importing woke the GPU"
+    if action == "call":
+        call_on_cpu(getattr(module, function))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

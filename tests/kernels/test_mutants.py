@@ -1,0 +1,111 @@
+"""A check that cannot fail checks nothing: each planted bug must turn its lecture's check red.
+
+`mutants/<stem>.toml` lists the bugs of a lecture:
+
+    [[mutant]]
+    name = "the mask is dropped"
+    old = "tl.store(out_ptr + offs, y, mask=mask)"
+    new = "tl.store(out_ptr + offs, y)"
+
+`old` occurs in the script exactly once, or `count` times, all of which are replaced. The check must
+raise an AssertionError; another exception counts where `raises` names it.
+"""
+
+import faulthandler
+import multiprocessing
+import re
+from pathlib import Path
+
+import pytest
+
+from scripts.lectures import cells, find_lecture, lecture_name, lecture_paths, script_sha256
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10, where pytest brings it
+    import tomli as tomllib
+
+MUTANTS = Path(__file__).with_name("mutants")
+MINIMUM = 5
+SECONDS = 60
+# what a lecture's kernels use, its mutants must break
+ASPECTS = ("mask", "stride", "scale|max")
+
+
+def mutants(stem: str) -> list[dict]:
+    path = MUTANTS / f"{stem}.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))["mutant"] if path.exists() else []
+
+
+def mutate(source: str, mutant: dict) -> str:
+    """The source with the bug planted."""
+    occurrences, wanted = source.count(mutant["old"]), mutant.get("count", 1)
+    assert occurrences == wanted, f"{mutant['old']!r} occurs {occurrences} times, not {wanted}"
+    broken = source.replace(mutant["old"], mutant["new"])
+    assert script_sha256(broken) != script_sha256(source), "the mutant changes no code"
+    return broken
+
+
+def verdict(load, script: Path) -> str:
+    """What becomes of the check, in a process of its own.
+
+    A store without its mask can corrupt the heap, and a loop without its step never ends; neither
+    may reach the other tests.
+    """
+
+    def run():
+        faulthandler.disable()  # a crash is a verdict, not news
+        try:
+            load(script).check("cpu")
+            sender.send("survived")
+        except BaseException as error:
+            sender.send(type(error).__name__)
+
+    context = multiprocessing.get_context("fork")  # torch and triton are imported already
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=run)
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(SECONDS) else "TimeoutError"
+    except EOFError:
+        return "crashed"
+    finally:
+        process.kill()
+        process.join()
+
+
+PLANTED = [
+    pytest.param(find_lecture(path.stem), mutant, id=f"{path.stem}-{mutant['name']}")
+    for path in sorted(MUTANTS.glob("*.toml"))
+    for mutant in mutants(path.stem)
+]
+
+
+# on a GPU a broken kernel would take the context with it
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("script", "mutant"), PLANTED)
+def test_check_goes_red(script, mutant, load, tmp_path):
+    copy = tmp_path / script.name
+    copy.write_text(mutate(script.read_text(encoding="utf-8"), mutant), encoding="utf-8")
+    red = {"crashed", mutant.get("raises", "AssertionError")}
+    assert verdict(load, copy) in red
+
+
+@pytest.mark.parametrize("script", lecture_paths(), ids=lecture_name)
+def test_enough_mutants(script):
+    planted = mutants(script.stem)
+    assert len(planted) >= MINIMUM, f"mutants/{script.stem}.toml holds {len(planted)} mutants"
+    copied = [c.source for c in cells(script.read_text(encoding="utf-8")) if "copy" in c.tags]
+    for aspect in ASPECTS:
+        if any(re.search(aspect, source) for source in copied):
+            told = [mutant["name"] + mutant["old"] for mutant in planted]
+            assert any(re.search(aspect, text) for text in told), f"no mutant of: {aspect}"
+
+
+def test_a_check_that_cannot_fail_is_found(load, tmp_path):
+    lazy, fatal = tmp_path / "lazy.py", tmp_path / "crash.py"
+    lazy.write_text("def check(device):\n    pass\n")
+    fatal.write_text("import os\n\n\ndef check(device):\n    os.abort()\n")
+    assert verdict(load, lazy) == "survived"
+    assert verdict(load, fatal) == "crashed"
