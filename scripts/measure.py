@@ -43,8 +43,8 @@ def _timed(
     return start, end
 
 
-def _estimate_ms(fn: Callable[[], object]) -> float:
-    start, end = _timed(fn, flush=True)
+def _estimate_ms(fn: Callable[[], object], flush: bool) -> float:
+    start, end = _timed(fn, flush)
     end.synchronize()
     return start.elapsed_time(end)
 
@@ -119,7 +119,7 @@ def measure(
                 fn()
             torch.cuda.synchronize()
             results[provider] = {"peak_bytes": _peak_bytes(fn)} if memory else {}
-            estimates[provider] = _estimate_ms(fn)
+            estimates[provider] = _estimate_ms(fn, flush)
         except torch.cuda.OutOfMemoryError:
             if not memory:
                 raise
