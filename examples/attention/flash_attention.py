@@ -1,0 +1,700 @@
+# %% [markdown]
+# ---
+# title: Flash attention
+# description: Exact attention without the N×N matrix, from the online softmax to a tuned tensor-core kernel, with time and memory measured.
+# tags: [attention, tensor-core, online-softmax]
+# prerequisites: [foundations/programming_model, fusion/softmax]
+# outcome: Write attention as one loop over tiles, know what it saves in bytes, and say which unit of the chip limits it.
+# ---
+#
+# # Flash attention: the matrix that is never stored
+#
+# Attention lets every token look at every other. With queries $Q$, keys $K$ and values $V$, each a
+# matrix of $N$ tokens by $D$ numbers for one head,
+#
+# $$
+# S = \tau \, Q K^\top, \qquad P = \operatorname{softmax}(S), \qquad O = P V,
+# \qquad \tau = 1/\sqrt{D} .
+# $$
+#
+# $S$ and $P$ have $N^2$ entries. Inputs and output have $N D$. At 4,096 tokens and $D = 128$ the
+# two matrices in the middle are 32 times as large as what goes in or comes out, and nobody wants to
+# keep them. **Must they ever be stored?**
+#
+# ## What it costs
+#
+# {{ diagram("flash_matrix") }}
+#
+# The work is two matrix products: $2 N^2 D$ operations for $QK^\top$ and as many for $PV$. Count
+# one head at $N = 4096$, $D = 128$ in 16-bit numbers:
+#
+# | | amount | time on the {{ env.gpu }} of this page |
+# |---|---|---|
+# | both products, $4 N^2 D$ | 8.6 GFLOP | {{ (4 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} at the library's best matrix rate |
+# | $S$ written and read, $P$ written and read, $8 N^2$ bytes | {{ (8 * 4096**2) | bytes }} | {{ copy_ms(8 * 4096**2) | ms }} at the speed of a copy |
+# | $Q$, $K$, $V$ read, $O$ written, $8 N D$ bytes | {{ (8 * 4096 * 128) | bytes }} | {{ copy_ms(8 * 4096 * 128) | ms }} |
+#
+# {{ claim(copy_ms(8 * 4096**2) > 2 * 4 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) }}
+# Moving the matrices in the middle takes longer than the arithmetic, and scaling and masking as
+# kernels of their own add four more trips. Without these matrices attention has an
+# [arithmetic intensity](../glossary.md#arithmetic-intensity) of $N/2$ operations a byte, far on the
+# compute-bound side of the [roofline](../foundations/memory_hierarchy.py): the yardstick here is the rate of a large product.
+
+# %% tags=["copy"]
+import contextvars
+import math
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+# %% [markdown]
+# ## The reference
+#
+# The specification, with the N×N matrix in full view. *Causal* means that a token sees itself and
+# the past: row $i$ of $S$ keeps columns $0 \dots i$, the rest counts as $-\infty$ and comes out of
+# the softmax as 0.
+
+
+# %%
+def flash_attention_reference(q, k, v, causal=False, scale=None):
+    """Attention in plain PyTorch: the output and the log-sum-exp of every row of scores."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = q @ k.transpose(-2, -1) * scale  # [..., N, N]
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, -float("inf"))
+    return scores.softmax(dim=-1) @ v, scores.logsumexp(dim=-1)
+
+
+# %% [markdown]
+# ## A softmax that never sees the whole row
+#
+# A tile of $S$ can live on the chip; whole rows of 128 queries cannot. Yet a softmax wants the row:
+# its maximum $m$, then the sum $l = \sum_j e^{s_j - m}$, then the weights $e^{s_j - m} / l$.
+#
+# Two facts save us. The division by $l$ is the same for the whole row, so it can wait until the
+# end. And a wrong maximum can be mended: everything summed with $m$ becomes right for $m'$ when
+# multiplied by $e^{m - m'}$. So walk over the keys in blocks and keep three things for each query:
+# maximum, sum, and weighted sum of values so far, `acc`. A block $B$ updates them:
+#
+# $$
+# \begin{aligned}
+# m' &= \max\bigl(m, \max_{j \in B} s_j\bigr), \qquad \alpha = e^{m - m'}, \\
+# l' &= \alpha \, l + \sum_{j \in B} e^{s_j - m'}, \qquad
+# \mathit{acc}' = \alpha \, \mathit{acc} + \sum_{j \in B} e^{s_j - m'} v_j .
+# \end{aligned}
+# $$
+#
+# After the last block the output is $\mathit{acc} / l$: exact, not an approximation. This is [online softmax](../glossary.md#online-softmax)
+# ([Milakov and Gimelshein, 2018](https://arxiv.org/abs/1805.02867)), and attention built on it is
+# flash attention ([Dao et al., 2022](https://arxiv.org/abs/2205.14135)).
+#
+# Check it with pen and paper. One query, six keys in three blocks, values of a single number, and
+# powers of 2 in place of $e$ (the kernel will do the same), so that every step is a plain fraction:
+#
+# {{ diagram("flash_online") }}
+#
+# ## Step 1: the tile loop
+#
+# Now 128 queries at once. A [program](../glossary.md#program) owns a tile of `BLOCK_M` queries of
+# one head. It loads them once, walks over keys and values by `BLOCK_N`, and writes its output last.
+#
+# {{ diagram("flash_tiles") }}
+#
+# `tl.dot` multiplies two blocks on the [tensor cores](../glossary.md#tensor-core): 16-bit numbers
+# in, 32-bit sums out. Everything of the softmax stays in float32. The weights are rounded to 16
+# bits for the second product, as every fast attention does.
+
+
+# %%
+@triton.jit
+def first_attention_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, seq_len, scale,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Attention of one tile of queries; inputs `[heads, seq_len, HEAD_DIM]`, contiguous."""
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    offs_d = tl.arange(0, HEAD_DIM)
+    # int64: more than 2**31 elements are a few heads of a long context
+    head = tl.program_id(1).to(tl.int64) * seq_len * HEAD_DIM
+    q_offs = head + offs_m[:, None] * HEAD_DIM + offs_d[None, :]  # [BLOCK_M, HEAD_DIM]
+    mask_m = (offs_m < seq_len)[:, None]
+    q = tl.load(q_ptr + q_offs, mask=mask_m, other=0.0)
+
+    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    row_max = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    for start_n in range(0, seq_len, BLOCK_N):
+        kv_offs = head + (start_n + offs_n)[:, None] * HEAD_DIM + offs_d[None, :]
+        mask_n = start_n + offs_n < seq_len
+        k = tl.load(k_ptr + kv_offs, mask=mask_n[:, None], other=0.0)
+        s = tl.dot(q, k.T) * scale  # [BLOCK_M, BLOCK_N]
+        keep = mask_n[None, :]
+        if IS_CAUSAL:
+            keep = keep & (start_n + offs_n[None, :] <= offs_m[:, None])
+        s = tl.where(keep, s, -float("inf"))
+        new_max = tl.maximum(row_max, tl.max(s, axis=1))
+        alpha = tl.exp(row_max - new_max)
+        p = tl.exp(s - new_max[:, None])
+        row_sum = row_sum * alpha + tl.sum(p, axis=1)
+        v = tl.load(v_ptr + kv_offs, mask=mask_n[:, None], other=0.0)
+        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
+        row_max = new_max
+    out = acc / row_sum[:, None]
+    tl.store(out_ptr + q_offs, out.to(out_ptr.dtype.element_ty), mask=mask_m)
+
+
+def first_attention(q, k, v, causal: bool) -> torch.Tensor:
+    """Launches `first_attention_kernel`; inputs `(B, H, S, D)`, contiguous."""
+    out = torch.empty_like(q)
+    batch, heads, seq_len, head_dim = q.shape
+    first_attention_kernel[(triton.cdiv(seq_len, 128), batch * heads)](
+        q, k, v, out, seq_len, head_dim**-0.5, head_dim, 128, 64, IS_CAUSAL=causal,
+        num_warps=8 if head_dim > 128 else 4, num_stages=2,
+    )  # fmt: skip
+    return out
+
+
+# %% [markdown]
+# Nothing of size $N^2$ is left. How often do $K$ and $V$ cross the chip's edge? Every tile of
+# queries reads all of them, but programs that run together read the same blocks, so most of it
+# comes from [L2](../glossary.md#l2). A block of both is `4 * BLOCK_N * D` bytes and feeds
+# `4 * BLOCK_M * BLOCK_N * D` operations: **`BLOCK_M` operations a byte**. At 128 rows and
+# 600 TFLOP/s that is 4.7 TB/s out of L2; at 64 rows it would be twice as much.
+#
+# ## Step 2: four changes
+#
+# 1. **The exponential is a power of 2.** The chip has an instruction for $2^x$ and none for $e^x$,
+#    which is $2^{x \log_2 e}$. Fold $\log_2 e$ into the scale once, on the host. Then
+#    `s * scale - row_max` is one fused multiply-add an element, the scale included.
+# 2. **Causal in two stages.** A tile of queries needs no block of keys to the right of it, half the
+#    work on average. Left of the diagonal every key counts, and no mask is needed. Only the blocks
+#    on the diagonal compare positions. The same test serves a last block that is not full.
+# 3. **[Tensor descriptors](../glossary.md#descriptor) in place of pointers.** A descriptor states base,
+#    shape and strides of a tensor once. Loading a block then takes one instruction of one thread:
+#    the [copy engine](../glossary.md#tma) of the chip computes the addresses, brings the block to
+#    [shared memory](../glossary.md#shared-memory), and puts zeros beyond the edges.
+# 4. **The longest tiles first.** The last tile of a causal head has the most blocks, the first has
+#    one. Started last, a long tile would run while the rest of the chip is idle. And programs of
+#    a head run together, in groups of heads whose keys and values fit into L2.
+
+
+# %% tags=["copy"]
+@triton.jit
+def _tile(n_heads, seq_len, GROUP, BLOCK_M: tl.constexpr, IS_CAUSAL: tl.constexpr):
+    """Head and first query of this program: heads in groups, the longest tiles of a group first."""
+    tiles = tl.cdiv(seq_len, BLOCK_M)
+    pid = tl.program_id(0)
+    first_head = pid // (tiles * GROUP) * GROUP
+    # the last group may have fewer heads
+    size = tl.minimum(n_heads - first_head, GROUP)
+    place = pid % (tiles * GROUP)
+    head = first_head + place % size
+    tile = place // size
+    if IS_CAUSAL:
+        tile = tiles - 1 - tile
+    return head, tile * BLOCK_M
+
+
+@triton.jit
+def flash_attention_kernel(
+    q_desc, k_desc, v_desc, out_desc, lse_ptr, n_batch, n_heads, seq_len, scale_log2, GROUP,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Attention of one tile of `BLOCK_M` queries of one head.
+
+    The descriptors describe `[n_batch, n_heads, seq_len, HEAD_DIM]` in blocks of `BLOCK_M` or, for
+    keys and values, `BLOCK_N` rows. `lse_ptr` receives the log-sum-exp of every row in float32,
+    unless it is None. `scale_log2` is the factor of the scores times log2(e), `GROUP` the heads
+    that run together; `MASKED` tells whether the last keys need a mask (always, if causal).
+    """
+    head, start_m = _tile(n_batch * n_heads, seq_len, GROUP, BLOCK_M, IS_CAUSAL)
+    b, h = head // n_heads, head % n_heads
+    offs_m = start_m + tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    if IS_CAUSAL:
+        first_masked = start_m // BLOCK_N * BLOCK_N
+        stop = tl.minimum(start_m + BLOCK_M, seq_len)
+    else:
+        first_masked = seq_len // BLOCK_N * BLOCK_N
+        stop = seq_len
+    q = q_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
+    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    row_max = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    # eight sums a row, each of columns that one thread holds: threads meet once, at the end
+    row_sums = tl.zeros([BLOCK_M, 8], tl.float32)
+    for start_n in range(0, stop, BLOCK_N):
+        k = k_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
+        s = tl.dot(q, k.T)
+        if MASKED:
+            if start_n >= first_masked:
+                keys = start_n + offs_n[None, :]
+                if IS_CAUSAL:
+                    seen = keys <= offs_m[:, None]
+                else:
+                    seen = keys < seq_len
+                s = tl.where(seen, s, -float("inf"))
+        new_max = tl.maximum(row_max, tl.max(s, axis=1) * scale_log2)
+        p = tl.exp2(s * scale_log2 - new_max[:, None])
+        alpha = tl.exp2(row_max - new_max)
+        parts = tl.reshape(p, [BLOCK_M, BLOCK_N // 8, 8])
+        row_sums = row_sums * alpha[:, None] + tl.sum(parts, axis=1)
+        v = v_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
+        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
+        row_max = new_max
+    row_sum = tl.sum(row_sums, axis=1)
+    out = (acc / row_sum[:, None]).to(q.dtype)
+    out_desc.store([b, h, start_m, 0], out.reshape(1, 1, BLOCK_M, HEAD_DIM))
+    if lse_ptr is not None:
+        # back from powers of 2 to powers of e
+        lse = (row_max + tl.log2(row_sum)) * 0.6931471805599453
+        lse_ptr += head.to(tl.int64) * seq_len
+        tl.store(lse_ptr + offs_m, lse, mask=offs_m < seq_len)
+
+
+# %% [markdown]
+# The `if` in the loop is where the two stages part: all threads of a program take the same side, so
+# it costs next to nothing, and scores are only compared where it matters. The running maximum
+# is kept in units of the exponent, already scaled. The log-sum-exp $m + \ln l$ of a row is all that
+# a later backward pass needs to rebuild that row of $P$.
+#
+# How large a tile? Each thread holds its share of `acc` and of the scores in
+# [registers](../glossary.md#register), 255 at most. While a program computes exponentials its share
+# of the tensor cores is idle, so a second one on the same [multiprocessor](../glossary.md#sm)
+# should use them. At $D = 128$ four [warps](../glossary.md#warp) with 128 × 64 scores fill the
+# registers to the last one, and two such programs fit.
+#
+# ## Step 3: one warp only loads
+#
+# Until now every warp plays every part: it asks for blocks, waits, multiplies, computes
+# exponentials. *Warp specialisation* gives out roles: one warp only loads, as far ahead as there is
+# room, and two groups of four warps with 64 queries each compute, sharing every block of keys.
+# In Triton this is one word on the loop, `warp_specialize=True`, with conditions: no `if` in the
+# loop, and descriptors made in the kernel. Hence full attention over whole tiles only.
+#
+# Such a program fills a multiprocessor, which would idle while one ends and the next starts. So
+# there are as many programs as multiprocessors, and each takes tile after tile (a *persistent*
+# program): the loader fetches the next tile's blocks while the others finish this one.
+
+
+# %% tags=["copy"]
+@triton.jit
+def flash_attention_specialized_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, n_heads, seq_len, scale_log2,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Full attention of `n_heads` heads, contiguous; both blocks divide `seq_len`."""
+    rows = n_heads * seq_len
+    q_desc = tl.make_tensor_descriptor(q_ptr, [rows, HEAD_DIM], [HEAD_DIM, 1], [BLOCK_M, HEAD_DIM])
+    k_desc = tl.make_tensor_descriptor(k_ptr, [rows, HEAD_DIM], [HEAD_DIM, 1], [BLOCK_N, HEAD_DIM])
+    v_desc = tl.make_tensor_descriptor(v_ptr, [rows, HEAD_DIM], [HEAD_DIM, 1], [BLOCK_N, HEAD_DIM])
+    out_desc = tl.make_tensor_descriptor(
+        out_ptr, [rows, HEAD_DIM], [HEAD_DIM, 1], [BLOCK_M, HEAD_DIM]
+    )
+    for tile in tl.range(tl.program_id(0), rows // BLOCK_M, tl.num_programs(0)):
+        start_m = tile * BLOCK_M  # counted over all heads, and so is the head's first key
+        first_key = start_m // seq_len * seq_len
+        q = q_desc.load([start_m, 0])
+        acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+        row_max = tl.full([BLOCK_M], -float("inf"), tl.float32)
+        row_sum = tl.zeros([BLOCK_M], tl.float32)
+        for start_n in tl.range(0, seq_len, BLOCK_N, warp_specialize=True):
+            s = tl.dot(q, k_desc.load([first_key + start_n, 0]).T)
+            new_max = tl.maximum(row_max, tl.max(s, axis=1) * scale_log2)
+            p = tl.exp2(s * scale_log2 - new_max[:, None])
+            alpha = tl.exp2(row_max - new_max)
+            row_sum = row_sum * alpha + tl.sum(p, axis=1)
+            acc = acc * alpha[:, None]
+            v = v_desc.load([first_key + start_n, 0])
+            acc = tl.dot(p.to(v.dtype), v, acc)
+            row_max = new_max
+        out_desc.store([start_m, 0], (acc / row_sum[:, None]).to(q.dtype))
+        if lse_ptr is not None:
+            # not start_m: Triton 3.6 adds the second group's 64 rows to it for the descriptors,
+            # and would add them once more here
+            offs_m = (tile + 1) * BLOCK_M - BLOCK_M + tl.arange(0, BLOCK_M)
+            tl.store(lse_ptr + offs_m, (row_max + tl.log2(row_sum)) * 0.6931471805599453)
+
+
+# %% [markdown]
+# ## Launch
+#
+# A descriptor made in a kernel lies in global memory, and Triton has none of its own: it asks the
+# function given to `triton.set_allocator`. That setting belongs to the whole project, so it is not
+# made on import; `copy_context().run` changes it for one launch only. The tiles, and which kernel
+# runs when, come from trying others on this page's GPU.
+
+
+# %% tags=["copy"]
+# head_dim: BLOCK_M, BLOCK_N, num_warps, num_stages
+TILES = {32: (128, 64, 4, 3), 64: (64, 128, 4, 2), 128: (128, 64, 4, 2), 256: (128, 64, 8, 2)}
+# keys and values of the heads that run together, within L2; causal tiles, unequal, want more
+GROUP_BYTES = {False: 8 << 20, True: 32 << 20}
+
+
+def _for_descriptor(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself if a descriptor can describe it, else a contiguous copy."""
+    fits = x.stride(3) == 1 and x.stride(2) >= x.shape[3]
+    fits &= all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
+    return x if fits and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
+
+
+def _launch(q, k, v, out, lse, causal, scale):
+    """Runs `flash_attention_kernel`; tensors as a descriptor wants them."""
+    batch, heads, seq_len, head_dim = q.shape
+    block_m, block_n, num_warps, num_stages = TILES[head_dim]
+    rows = zip((q, k, v, out), (block_m, block_n, block_n, block_m), strict=True)
+    group = GROUP_BYTES[causal] // (2 * seq_len * head_dim * q.element_size())
+    flash_attention_kernel[(triton.cdiv(seq_len, block_m) * batch * heads,)](
+        *(TensorDescriptor.from_tensor(x, [1, 1, n, head_dim]) for x, n in rows),
+        lse, batch, heads, seq_len, scale * math.log2(math.e), max(1, min(batch * heads, group)),
+        HEAD_DIM=head_dim, BLOCK_M=block_m, BLOCK_N=block_n,
+        IS_CAUSAL=causal, MASKED=causal or seq_len % block_n != 0,
+        num_warps=num_warps, num_stages=num_stages,
+    )  # fmt: skip
+
+
+def _can_specialize(q, k, v, out, causal) -> bool:
+    """Whether the specialized kernel takes this: whole tiles, contiguous, on Hopper."""
+    whole = q.shape[3] == 128 and q.shape[2] % 128 == 0 and not causal
+    hopper = not q.is_cuda or torch.cuda.get_device_capability(q.device)[0] == 9
+    return whole and hopper and all(x.is_contiguous() for x in (q, k, v, out))
+
+
+def _launch_specialized(q, k, v, out, lse, scale):
+    """Runs `flash_attention_specialized_kernel`; in the interpreter as on a GPU of four SMs."""
+    heads, seq_len, head_dim = q.shape[0] * q.shape[1], q.shape[2], q.shape[3]
+    sms = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
+
+    def run():
+        triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=q.device))
+        flash_attention_specialized_kernel[(min(sms, heads * seq_len // 128),)](
+            q, k, v, out, lse, heads, seq_len, scale * math.log2(math.e),
+            HEAD_DIM=head_dim, BLOCK_M=128, BLOCK_N=128, num_warps=4, num_stages=2,
+        )  # fmt: skip
+
+    contextvars.copy_context().run(run)
+
+
+def flash_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool = False,
+    scale: float | None = None, return_lse: bool = False, out: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Attention, `softmax(scale * q @ k.T) @ v` for every head, without storing the scores.
+
+    Forward only. Sums and softmax are float32; the weights are rounded to the dtype of `v` before
+    the second product.
+
+    Args:
+        q: Queries `(B, H, S, D)`, float16 or bfloat16, on a GPU; D is 32, 64, 128 or 256. A tensor
+            whose rows are not adjacent numbers at multiples of 16 bytes is copied first.
+        k: Keys, of the shape, dtype and device of `q`.
+        v: Values, likewise.
+        causal: Whether a token sees only itself and those before it.
+        scale: Factor of the scores, positive; `D ** -0.5` if None.
+        return_lse: Whether to return the log-sum-exp of the scaled scores as well.
+        out: Where to write the result, like `q`; a new contiguous tensor if None.
+
+    Returns:
+        The output, like `q`; with `return_lse` the pair of it and a float32 tensor `(B, H, S)`.
+
+    Raises:
+        TypeError: The dtype is neither of the two, or differs between the inputs.
+        ValueError: A shape, the device or the scale is not as above, or an input wants a gradient.
+    """
+    tensors = {"q": q, "k": k, "v": v} | ({} if out is None else {"out": out})
+    for name, x in tensors.items():
+        if x.dtype not in (torch.float16, torch.bfloat16) or x.dtype != q.dtype:
+            raise TypeError(f"flash_attention takes float16 or bfloat16 alone; {name} is {x.dtype}")
+        if x.dim() != 4 or x.shape != q.shape:
+            raise ValueError(f"flash_attention takes one shape, (B, H, S, D); {name}: {[*x.shape]}")
+        if x.device != q.device:
+            raise ValueError(f"flash_attention takes one device; q: {q.device}, {name}: {x.device}")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"flash_attention has no backward, and {name} requires a gradient")
+    if q.shape[3] not in TILES:
+        raise ValueError(f"flash_attention takes a head_dim of {sorted(TILES)}, got {q.shape[3]}")
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"flash_attention takes a positive, finite scale, got {scale}")
+    if not q.is_cuda and not triton.knobs.runtime.interpret:
+        raise ValueError(f"flash_attention needs a GPU, got {q.device}; or set TRITON_INTERPRET=1")
+    if out is None:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if return_lse else None
+    if q.numel():
+        written = _for_descriptor(out)
+        q, k, v = (_for_descriptor(x) for x in (q, k, v))
+        if _can_specialize(q, k, v, written, causal):
+            _launch_specialized(q, k, v, written, lse, scale)
+        else:
+            _launch(q, k, v, written, lse, causal, scale)
+        if written is not out:
+            out.copy_(written)
+    return (out, lse) if return_lse else out
+
+
+# %% [markdown]
+# ## Is it right?
+#
+# `check` compares output and log-sum-exp with float64 on awkward lengths: one token, a block more
+# or less one, primes, all four head dimensions, tensors that lie in memory as `(B, S, H, D)`, and
+# whole tiles for the kernel of step 3. The output lies in a frame of NaN, so rows left out and rows
+# too many show. Scores grow along the row: the maximum keeps rising, and a forgotten correction
+# shows. The error is printed in percent of the rounding of the 16-bit weights and output.
+
+
+# %% tags=["fold"]
+def check(device: str = "cuda") -> None:
+    """Compares flash_attention with float64; raises AssertionError where they differ."""
+    torch.manual_seed(0)
+    dtypes = [torch.float16]
+    cases = [(1, 1, 1, 64), (2, 3, 127, 64), (1, 2, 128, 32), (1, 2, 129, 128)]
+    cases += [(1, 1, 301, 64), (1, 1, 130, 256), (2, 3, 256, 128), (1, 2, 128, 128)]
+    if device == "cuda":
+        # the interpreter's bfloat16 product is wrong
+        dtypes += [torch.bfloat16]
+        cases += [(2, 5, 4096, 128), (2, 5, 1000, 128), (2, 12, 1777, 64), (1, 9, 8191, 128)]
+    print(f"{'B x H x S x D':>18}  layout" + "".join(f"{str(d)[6:]:>20}" for d in dtypes))
+    print(f"{'':26}" + f"{'full':>12}{'causal':>8}" * len(dtypes))
+    for case, (batch, heads, seq_len, head_dim) in enumerate(cases):
+        transposed = case % 2 == 1
+        line = f"{f'{batch} x {heads} x {seq_len} x {head_dim}':>18}"
+        line += "  B S H D " if transposed else "  B H S D "
+        for dtype in dtypes:
+            q, k, v = torch.randn(3, batch, heads, seq_len, head_dim, device=device)
+            q, k = q + 0.5, k * torch.linspace(0.3, 3, seq_len, device=device)[:, None]
+            q, k, v = (x.to(dtype) for x in (q, k, v))
+            if transposed:
+                q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+            # whole tiles without a frame: the specialized kernel wants the output contiguous
+            frame = q.new_empty(batch, heads, seq_len + (64 if seq_len % 128 else 0), head_dim)
+            allowed = torch.finfo(dtype).eps * v.abs().max().item()
+            for causal, scale in ((False, None), (True, 0.2)):
+                frame.fill_(float("nan"))
+                out = frame[:, :, :seq_len]
+                options = {"causal": causal, "scale": scale}
+                _, lse = flash_attention(q, k, v, return_lse=True, out=out, **options)
+                inputs = (x.double() for x in (q, k, v))
+                want, want_lse = flash_attention_reference(*inputs, **options)
+                error = (out.double() - want).abs().max().item() / allowed
+                line += f"{error:>{8 if causal else 12}.0%}"
+                assert error <= 1, f"flash_attention is off, {dtype}, {options}:\n{line}"
+                lse_error = (lse.double() - want_lse).abs().max().item()
+                assert lse_error <= 1e-4, f"log-sum-exp is off by {lse_error}:\n{line}"
+                assert frame[:, :, seq_len:].isnan().all(), f"written past the end:\n{line}"
+            first = first_attention(*(x.contiguous() for x in (q, k, v)), causal=True)
+            want, _ = flash_attention_reference(q.double(), k.double(), v.double(), causal=True)
+            error = (first.double() - want).abs().max().item() / allowed
+            assert error <= 1, f"first_attention is off, {dtype}:\n{line}"
+        print(line)
+
+
+# %%
+if __name__ == "__main__":
+    check("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% [markdown]
+# ## How much memory?
+#
+# One sequence, eight heads of $D = 128$, bfloat16. Before you look: from which length on does the
+# matrix not fit into {{ env.memory_bytes | bytes }}? How many times as many tokens would the kernel take?
+
+
+# %% tags=["fold"]
+def bench(measure):
+    """Benchmarks of this page; see scripts/measure.py for how each time is taken."""
+    import torch.nn.functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def peer(backend, q, k, v, causal):
+        def call():
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+        return call
+
+    def benchmark(name, title, rows, ceiling="matmul"):
+        names = {"x": "seq_len", "dtype": "bfloat16", "mode": "forward", "ceiling": ceiling}
+        return {"name": name, "title": title, **names, "rows": rows}
+
+    def inputs(batch, heads, seq_len, head_dim):
+        return torch.randn(3, batch, heads, seq_len, head_dim, device="cuda", dtype=torch.bfloat16)
+
+    def rows(q, causal, timings):
+        batch, heads, seq_len, head_dim = q.shape
+        size = {"seq_len": seq_len, "batch": batch, "heads": heads, "head_dim": head_dim}
+        size |= {"causal": causal, "bytes": 4 * q.numel() * q.element_size()}
+        size["flops"] = 4 * batch * heads * seq_len**2 * head_dim // (2 if causal else 1)
+        return [{"provider": p, **size, **timing} for p, timing in timings.items()]
+
+    for head_dim in (128, 64):
+        for causal in (False, True):
+            found = []
+            for seq_len in (512, 1024, 2048, 4096, 8192, 16384):
+                q, k, v = inputs(16384 // seq_len, 16, seq_len, head_dim)
+                calls = {
+                    "triton": lambda q=q, k=k, v=v: flash_attention(q, k, v, causal=causal),
+                    "sdpa_cudnn": peer(SDPBackend.CUDNN_ATTENTION, q, k, v, causal),
+                    "sdpa_flash": peer(SDPBackend.FLASH_ATTENTION, q, k, v, causal),
+                    "sdpa_efficient": peer(SDPBackend.EFFICIENT_ATTENTION, q, k, v, causal),
+                    "triton_first": lambda q=q, k=k, v=v: first_attention(q, k, v, causal),
+                }
+                if head_dim == 128 and not causal:
+                    calls["triton_one_role"] = lambda q=q, k=k, v=v, out=torch.empty_like(q): (
+                        _launch(q, k, v, out, None, False, 128**-0.5)
+                    )
+                found += rows(q, causal, measure(calls, hot=True, host=True))
+            kind = "causal" if causal else "full"
+            title = f"Attention forward, {kind}, 16,384 tokens × 16 heads × {head_dim}, bfloat16"
+            yield benchmark(f"attention_d{head_dim}_{kind}", title, found)
+
+    found = []
+    for seq_len in (4000, 4096, 4097):
+        q, k, v = inputs(4, 16, seq_len, 128)
+        for causal in (False, True):
+            found += rows(q, causal, measure({
+                "triton": lambda q=q, k=k, v=v, c=causal: flash_attention(q, k, v, causal=c),
+                "sdpa_cudnn": peer(SDPBackend.CUDNN_ATTENTION, q, k, v, causal),
+            }))  # fmt: skip
+    title = "Attention forward, 4 × 16 heads × 128, bfloat16: whole tiles and others"
+    yield benchmark("attention_odd", title, found)
+
+    found = []
+    for seq_len in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072):
+        q, k, v = inputs(1, 8, seq_len, 128)
+        found += rows(q, False, measure({
+            "triton": lambda q=q, k=k, v=v: flash_attention(q, k, v),
+            "torch_unfused": lambda q=q, k=k, v=v: flash_attention_reference(q, k, v)[0],
+            "sdpa_math": peer(SDPBackend.MATH, q, k, v, False),
+        }, memory=True))  # fmt: skip
+    title = "Attention forward, 8 heads × 128, bfloat16: memory beyond the inputs"
+    yield benchmark("attention_memory", title, found, ceiling=None)
+
+
+# %% [markdown]
+# {{ figure("attention_memory", y="peak_bytes", logy=True, caption="Twice the tokens: four times the memory with the matrix, twice without.") }}
+#
+# {% set ours = row("attention_memory", provider="triton", seq_len=16384) %}
+# {% set stored = row("attention_memory", provider="torch_unfused", seq_len=16384) %}
+# {% set longest = rows("attention_memory", provider="torch_unfused") | map(attribute="seq_len") | max %}
+# {{ claim(longest < 131072 and ours.peak_bytes < 1.2 * ours.bytes / 4) }}
+# At 16,384 tokens the reference needs {{ stored.peak_bytes | bytes }} beyond its inputs; the kernel
+# needs {{ ours.peak_bytes | bytes }}, its output. The longest of these lengths that the reference
+# manages is {{ "{:,}".format(longest) }} tokens. For the kernel inputs and output are all there is,
+# 8 KiB a token: the card would hold {{ (env.memory_bytes / 8192 / 1e6) | n(0) }} million. Time, still
+# quadratic, is what ends a long context then.
+#
+# ## Is it fast?
+#
+# Sixteen heads, and as many sequences as make 16,384 tokens: work grows with the length. Causal
+# attention counts half the operations. The chip lowers its clock when the tensor cores are busy for
+# long, so the figures show single launches, cool; back-to-back rates stand in the table. Before you
+# look: why will short sequences be slower? Will the causal curve lie above or below the full one?
+#
+# {{ figure("attention_d128_full",
+#    providers=["triton", "triton_one_role", "triton_first", "sdpa_cudnn", "sdpa_flash"],
+#    caption="D = 128, full: a warp that only loads is worth its step; cuDNN leads.") }}
+#
+# {{ figure("attention_d128_causal", providers=["triton", "triton_first", "sdpa_cudnn", "sdpa_flash"],
+#    caption="D = 128, causal: half the work, with the diagonal and unequal tiles to pay for.") }}
+#
+# {{ figure("attention_d64_causal", providers=["triton", "triton_first", "sdpa_cudnn", "sdpa_flash"],
+#    caption="D = 64, causal: half the products for the same exponentials; level with cuDNN.") }}
+#
+# {% for name in ["attention_d128_full", "attention_d128_causal", "attention_d64_full", "attention_d64_causal"] %}
+# {% for r in rows(name, provider="triton") %}{{ claim(r.ms < row(name, provider="sdpa_flash", seq_len=r.seq_len).ms) }}{% endfor %}
+# {% endfor %}
+# {% set ours = row("attention_d128_full", provider="triton", seq_len=4096) %}{% set plain = row("attention_d128_full", provider="triton_one_role", seq_len=4096) %}
+# Step 3, at 4,096 tokens: from {{ plain.tflops | n(0) }} TFLOP/s ("one role") to {{ ours.tflops | n(0) }}.
+#
+# TFLOP/s, cool / back to back, and the share of cuDNN's cool rate:
+#
+# | | 1,024 tokens | 4,096 tokens | 16,384 tokens |
+# |---|---|---|---|
+# {% for name, label in [("attention_d128_full", "D = 128, full"), ("attention_d128_causal", "D = 128, causal"), ("attention_d64_full", "D = 64, full"), ("attention_d64_causal", "D = 64, causal")] %}
+# | {{ label }} {% for n in [1024, 4096, 16384] %}{% set ours = row(name, provider="triton", seq_len=n) %}{% set best = row(name, provider="sdpa_cudnn", seq_len=n) %}| {{ ours.tflops | n(0) }} / {{ ours.tflops_hot | n(0) }} ({{ (best.ms / ours.ms * 100) | pct }}) {% endfor %}|
+# {% endfor %}
+#
+# ## Where it loses, and why
+#
+# {% set best = row("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
+# {% set odd = row("attention_odd", provider="triton", seq_len=4097, causal=False) %}{% set even = row("attention_odd", provider="triton", seq_len=4096, causal=False) %}
+# {{ claim(best.ms < 0.97 * ours.ms and ours.ms < 0.95 * plain.ms and odd.tflops > 0.8 * even.tflops) }}
+# **cuDNN, at $D = 128$.** It takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time on full
+# attention at 4,096 tokens. The loop of step 2, still the causal one, goes as compiled: issue
+# $QK^\top$, wait for it, compute 128 × 64 exponentials, issue $PV$. Meanwhile the tensor cores
+# have work only from another program on the multiprocessor, in step 3 from the other group, and
+# nobody sees to it that the two take turns. cuDNN and flash attention 3 do: their groups alternate,
+# and the next $QK^\top$ is issued before the softmax begins. In `tl` that does not survive the
+# compiler: it moves the scores to other registers while the product still runs, and the assembler
+# then waits for every product. Gluon, in a later lecture, can.
+#
+# **The exponential, at $D = 64$.** A score costs half the products and the same exponential, of
+# which a multiprocessor does [16 a cycle](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions).
+# Every kernel waits for those, and this one is about level with cuDNN.
+#
+# **One token more.** Full attention over 4,097 tokens falls back to step 2: from
+# {{ even.tflops | n(0) }} to {{ odd.tflops | n(0) }} TFLOP/s. So does a tensor that is not contiguous.
+#
+# {{ table("attention_odd", columns=["seq_len", "causal", "provider", "ms", "tflops"]) }}
+#
+# {% set short = row("attention_d128_full", provider="triton", seq_len=512) %}
+# **Short sequences.** A program with few blocks to walk over spends its time on starting, loading
+# $Q$ and writing $O$. The call itself takes {{ short.host_us | n(0) }} µs of the host; a kernel of
+# {{ short.ms | ms }} hides that, a smaller one does not.
+#
+# ## What to remember
+#
+# 1. A result that is only needed once, right away, need not be stored. Here that takes memory from
+#    $O(N^2)$ to $O(N)$ and the kernel from memory-bound to compute-bound.
+# 2. Sums that depend on a maximum can be mended when the maximum grows. Keep $m$, $l$ and `acc`,
+#    and divide at the end.
+# 3. Once the tensor cores set the pace, count what the other units do meanwhile: exponentials,
+#    masks and address arithmetic are only free if something else runs beside them.
+#
+# ## Exercises
+#
+# ??? question "1. Forget the correction (two minutes)"
+#     What comes out of the small example without `alpha`? Which order of blocks would hide it?
+#
+#     ??? success "Answer"
+#         $12 / 3.5 = 3.43$, not 3. The largest score first: then every later `alpha` is 1.
+#
+# ??? question "2. A sliding window (thirty minutes)"
+#     Let a token see itself and the 255 before it. Which blocks of keys does a tile need, which of
+#     them a mask, and how does the time grow with $N$?
+#
+#     ??? success "Answer"
+#         The loop starts at the block of key `start_m - 255` (not below 0): a tile has a fixed
+#         number of blocks, so the time grows with $N$. The first and the last blocks need the mask
+#         `(keys <= offs_m) & (keys > offs_m - 256)`. A row may now find its first block masked
+#         entirely: its maximum stays $-\infty$, $-\infty - (-\infty)$ is NaN, and `row_max` must
+#         start from a very low finite number, as in [softmax](../fusion/softmax.py).
+#
+# ??? question "3. Merge two halves (an hour)"
+#     Run full attention on each half of the keys, with `return_lse=True`, and combine the outputs.
+#
+#     ??? success "Answer"
+#         Each half is right for its own sum, and its share is that sum over both: with
+#         `w = torch.sigmoid(lse1 - lse2)[..., None]`, the whole is
+#         `w * out1 + (1 - w) * out2`. Decoding with a long cache splits its keys in this way.
+#
+# ## Use it in your project
+#
+# Copy the file, or the block "Copy this kernel": it needs torch and triton, nothing else.
+#
+# ```python
+# from flash_attention import flash_attention
+#
+# # (B, H, S, D), float16 or bfloat16, D = 32, 64, 128 or 256
+# out = flash_attention(q, k, v, causal=True)
+# ```
+#
+# See [`flash_attention`][examples.attention.flash_attention.flash_attention]. It is
+# the forward pass only. For training, and wherever cuDNN is faster in the table above,
+# `torch.nn.functional.scaled_dot_product_attention` is the better choice today.

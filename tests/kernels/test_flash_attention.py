@@ -1,0 +1,221 @@
+"""flash_attention against float64: shapes, layouts, scales, extremes, and what it refuses."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+HEAD_DIMS = [32, 64, 128, 256]
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)], ids=str
+)
+both_kinds = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+
+
+def inputs(shape, device, dtype=torch.float16, seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(3, *shape, device=device).to(dtype)
+
+
+def agrees(lecture, q, k, v, **options):
+    """Checks output and log-sum-exp, the output within a frame of NaN; returns the output."""
+    batch, heads, seq_len, head_dim = q.shape
+    frame = torch.full((batch, heads, seq_len + 3, head_dim), float("nan")).to(q)
+    out, lse = lecture.flash_attention(
+        q, k, v, out=frame[:, :, :seq_len], return_lse=True, **options
+    )
+    want, want_lse = lecture.flash_attention_reference(
+        q.double(), k.double(), v.double(), **options
+    )
+    assert out.data_ptr() == frame.data_ptr()
+    atol = torch.finfo(q.dtype).eps * v.abs().max().item()
+    torch.testing.assert_close(out.double(), want, atol=atol, rtol=0)
+    torch.testing.assert_close(lse.double(), want_lse, atol=1e-4, rtol=1e-6)
+    assert frame[:, :, seq_len:].isnan().all()
+    return out
+
+
+@every_dtype
+@both_kinds
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("seq_len", [1, 63, 64, 65, 127, 128, 129, 257])
+def test_lengths(lecture, device, seq_len, head_dim, causal, dtype):
+    agrees(lecture, *inputs((1, 2, seq_len, head_dim), device, dtype), causal=causal)
+
+
+@pytest.fixture
+def specialized(lecture, monkeypatch):
+    """The calls of the kernel of step 3."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("the specialized kernel is for compute capability 9")
+    calls, launch = [], lecture._launch_specialized
+    monkeypatch.setattr(
+        lecture, "_launch_specialized", lambda *args: calls.append(args) or launch(*args)
+    )
+    return calls
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(1, 1, 128), (1, 3, 256), (2, 5, 128), (1, 1, 640)])
+def test_whole_tiles(lecture, device, specialized, shape, dtype):
+    """Fewer tiles than programs, and more; with the log-sum-exp and without."""
+    q, k, v = inputs((*shape, 128), device, dtype)
+    out, lse = lecture.flash_attention(q, k, v, return_lse=True, scale=0.2)
+    want, want_lse = lecture.flash_attention_reference(
+        q.double(), k.double(), v.double(), scale=0.2
+    )
+    atol = torch.finfo(dtype).eps * v.abs().max().item()
+    torch.testing.assert_close(out.double(), want, atol=atol, rtol=0)
+    torch.testing.assert_close(lse.double(), want_lse, atol=1e-4, rtol=1e-6)
+    assert torch.equal(lecture.flash_attention(q, k, v, scale=0.2), out)
+    assert len(specialized) == 2
+
+
+def test_what_is_not_specialized(lecture, device, specialized):
+    q, k, v = inputs((1, 2, 128, 128), device)
+    agrees(lecture, q, k, v)
+    agrees(lecture, q, k, v, causal=True)
+    agrees(lecture, *(x[..., :64] for x in (q, k, v)))
+    lecture.flash_attention(q, k, v.transpose(1, 2).contiguous().transpose(1, 2))
+    lecture.flash_attention(*(x[:, :, 1:].contiguous() for x in (q, k, v)))
+    assert specialized == []
+
+
+def test_the_allocator_of_the_project_stays(lecture, device, specialized):
+    from triton.runtime import _allocation
+
+    before = _allocation._allocator.get()
+    lecture.flash_attention(*inputs((1, 1, 128, 128), device))
+    assert specialized and _allocation._allocator.get() is before
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 2), heads=st.integers(1, 3), seq_len=st.integers(1, 300),
+    head_dim=st.sampled_from(HEAD_DIMS[:3]), causal=st.booleans(), scale=st.floats(0.01, 2),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_shape(lecture, device, batch, heads, seq_len, head_dim, causal, scale, seed):
+    shape = (batch, heads, seq_len, head_dim)
+    agrees(lecture, *inputs(shape, device, seed=seed), causal=causal, scale=scale)
+
+
+@both_kinds
+def test_groups_of_heads(lecture, device, causal, monkeypatch):
+    """Seven heads in groups of three: the last group is smaller."""
+    monkeypatch.setattr(lecture, "GROUP_BYTES", dict.fromkeys((False, True), 3 * 2 * 2 * 300 * 64))
+    agrees(lecture, *inputs((1, 7, 300, 64), device), causal=causal)
+
+
+def layouts():
+    yield "transposed", lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)
+    yield "head_dim not adjacent", lambda x: x.transpose(2, 3).contiguous().transpose(2, 3)
+    yield "every second token", lambda x: x.repeat_interleave(2, dim=2)[:, :, ::2]
+    yield "odd row stride", lambda x: torch.cat([x, x[..., :1]], dim=3)[..., :-1]
+    yield "one head for all", lambda x: x[:, :1].expand_as(x)
+    yield "one token for all", lambda x: x[:, :, :1].expand_as(x)
+
+    def misaligned(x):
+        buffer = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
+        return buffer[1:].view(x.shape).copy_(x)
+
+    yield "misaligned", misaligned
+
+
+@pytest.mark.parametrize("layout", [pytest.param(f, id=name) for name, f in layouts()])
+def test_layouts(lecture, device, layout):
+    q, k, v = inputs((2, 3, 70, 64), device)
+    agrees(lecture, layout(q), layout(k), layout(v), causal=True)
+
+
+def test_an_output_of_any_layout_is_written_in_place(lecture, device):
+    q, k, v = inputs((1, 2, 70, 64), device)
+    out = torch.full((1, 2, 70, 65), float("nan"), dtype=q.dtype, device=device)
+    assert lecture.flash_attention(q, k, v, out=out[..., 1:]).data_ptr() == out[..., 1:].data_ptr()
+    assert torch.equal(out[..., 1:], lecture.flash_attention(q, k, v))
+    assert out[..., 0].isnan().all()
+
+
+def test_inputs_stay_as_they_are(lecture, device):
+    q, k, v = inputs((1, 1, 100, 64), device)
+    before = torch.stack([q, k, v]).clone()
+    lecture.flash_attention(q, k, v)
+    assert torch.equal(torch.stack([q, k, v]), before)
+
+
+def test_large_scores_do_not_overflow(lecture, device):
+    q, k, v = inputs((1, 1, 130, 64), device)
+    agrees(lecture, q * 100, k, v)
+
+
+def test_the_future_does_not_matter(lecture, device):
+    q, k, v = inputs((1, 2, 300, 64), device)
+    before = lecture.flash_attention(q, k, v, causal=True)
+    # the blocks after those of the token, so that no 0 * inf arises
+    k[:, :, 256:], v[:, :, 256:] = float("nan"), float("inf")
+    after = lecture.flash_attention(q, k, v, causal=True)
+    assert torch.equal(before[:, :, :128], after[:, :, :128])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_query_spoils_its_own_row_only(lecture, device, value):
+    q, k, v = inputs((1, 1, 140, 64), device)
+    before = lecture.flash_attention(q, k, v)
+    q[0, 0, 5, 3] = value
+    after = lecture.flash_attention(q, k, v)
+    assert after[0, 0, 5].isnan().all()
+    others = torch.arange(140, device=device) != 5
+    assert torch.equal(before[:, :, others], after[:, :, others])
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 64), (2, 0, 5, 64), (2, 2, 0, 64)])
+def test_nothing_gives_nothing(lecture, device, shape):
+    q = torch.empty(shape, dtype=torch.float16, device=device)
+    out, lse = lecture.flash_attention(q, q, q, return_lse=True)
+    assert out.shape == shape and lse.shape == shape[:3]
+
+
+def refusals():
+    yield "float32", TypeError, lambda q: ((q.float(),) * 3, {})
+    yield "mixed", TypeError, lambda q: ((q, q.bfloat16(), q), {})
+    yield "lengths", ValueError, lambda q: ((q, q[:, :, 1:], q[:, :, 1:]), {})
+    yield "three dimensions", ValueError, lambda q: ((q[0],) * 3, {})
+    yield "head_dim", ValueError, lambda q: ((q[..., :48],) * 3, {})
+    yield "scale 0", ValueError, lambda q: ((q, q, q), {"scale": 0.0})
+    yield "scale NaN", ValueError, lambda q: ((q, q, q), {"scale": float("nan")})
+    yield "gradient", ValueError, lambda q: ((q.clone().requires_grad_(), q, q), {})
+    yield "out of another shape", ValueError, lambda q: ((q, q, q), {"out": q[:, :, 1:]})
+    yield "another device", ValueError, lambda q: ((q, q, q.to("meta")), {})
+
+
+@pytest.mark.parametrize(
+    ("error", "make"), [pytest.param(error, make, id=name) for name, error, make in refusals()]
+)
+def test_refusals(lecture, device, error, make):
+    arguments, options = make(inputs((1, 2, 8, 64), device)[0])
+    with pytest.raises(error, match="flash_attention (takes|has)"):
+        lecture.flash_attention(*arguments, **options)
+
+
+def test_without_a_gradient_parameters_are_fine(lecture, device):
+    q, k, v = inputs((1, 1, 8, 64), device)
+    with torch.no_grad():
+        lecture.flash_attention(q.requires_grad_(), k, v)
+
+
+@pytest.mark.gpu
+@both_kinds
+def test_more_than_2_31_elements(lecture, device, causal):
+    """The last of 33 heads of 2**20 tokens lies past 2**31 elements."""
+    if torch.cuda.mem_get_info()[0] < 16 << 30:
+        pytest.skip("needs 16 GiB of free memory")
+    # two keys of the last head score 8 and have the value 1, all the others 0 and 0
+    x = torch.zeros(1, 33, 2**20, 64, dtype=torch.bfloat16, device=device)
+    x[0, -1, :2] = 1
+    out = lecture.flash_attention(x, x, x, causal=causal)
+    both = 2 * math.exp(8)
+    want = 1.0 if causal else both / (both + 2**20 - 2)
+    assert out[0, -1, 0].float().mean().item() == pytest.approx(want, rel=1e-2)
+    assert not out[0, :-1].any()
