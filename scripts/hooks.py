@@ -49,7 +49,8 @@ def on_config(config):
 def on_files(files, config):
     global site
     # each message once: a loop repeats a claim that fails
-    site = pages.Site(ROOT, config.extra["gpu"], functools.cache(log.warning))
+    report = functools.cache(log.warning)
+    site = pages.Site(ROOT, config.extra["gpu"], report, lectures.syllabus(ROOT))
     cache = ROOT / ".cache" / "lectures"
     for name, lecture in site.lectures.items():
         page, download = notebooks.notebooks(site, lecture, f"{name}/", config.site_url)

@@ -65,9 +65,16 @@ def script_sha256(text: str) -> str:
 
 
 def lecture_paths(root: Path = ROOT) -> list[Path]:
-    """All lectures, sorted by path."""
+    """All lectures, sorted by path; those not on the syllabus are drafts, tested and not shown."""
     found = (root / "examples").glob("[!_]*/[!_]*.py")
     return sorted(found)
+
+
+def syllabus(root: Path = ROOT) -> list[Path]:
+    """The lectures that the site shows, in the order of `nav` in mkdocs.yml."""
+    nav = (root / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    names = re.findall(r"(?m)^ +- (?:[^:\n]+: )?([a-z0-9_]+/[a-z0-9_]+\.py)$", nav)
+    return [root / "examples" / name for name in names]
 
 
 def lecture_name(script: Path) -> str:

@@ -77,13 +77,16 @@ class Site:
         root: The repository.
         gpu: Whose recordings the pages show, such as `nvidia-h200`.
         report: Called with one message for each thing that is wrong.
+        scripts: The lectures to show; all unless given.
     """
 
-    def __init__(self, root: Path, gpu: str, report: Callable[[str], None]):
+    def __init__(
+        self, root: Path, gpu: str, report: Callable[[str], None], scripts: list[Path] | None = None
+    ):
         self.root, self.gpu, self.report = root, gpu, report
         self.templates = Templates(root, report)
         self.lectures: dict[str, Lecture] = {}
-        for script in lectures.lecture_paths(root):
+        for script in lectures.lecture_paths(root) if scripts is None else scripts:
             try:
                 self.lectures[lectures.lecture_name(script)] = Lecture(script)
             except LectureError as error:
