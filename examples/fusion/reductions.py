@@ -1,0 +1,697 @@
+# %% [markdown]
+# ---
+# title: Reductions and scans
+# description: Sums, maxima, argmax and scans at the speed of a read, with the same bits every time.
+# tags: [reduction, scan, memory-bound, determinism]
+# prerequisites: [foundations/programming_model]
+# outcome: Reduce rows, columns or everything, and say why the result is the same every time.
+# ---
+#
+# # Reductions: many numbers become one
+#
+# A loss adds up a batch, a bias gradient adds up rows, a token is the largest of 128,256 logits.
+# Here one output depends on a billion inputs, and [programs](../glossary.md#program) neither wait
+# for each other nor run in a fixed order. **Who adds what to what, how fast, and is it the same
+# tomorrow?**
+#
+# ## What a reduction must cost
+#
+# {% set read = row("row_sum", provider="triton_read", n_cols=16384) -%}
+# The sums of 32768 rows of 16384 bfloat16 numbers read {{ read.bytes | bytes }} and write 64 KiB. A
+# copy, this site's usual [ceiling](../glossary.md#ceiling), is the wrong yardstick: half its bytes
+# are writes, and those of a small copy end in [L2](../glossary.md#l2) where a read must wait for
+# memory. The honest one is a **read**: the fastest kernel found that fetches the same bytes and
+# keeps one word in 4,096. It runs beside the others in each benchmark, and reads
+# {{ read.tbps | n(2) }} TB/s here; a copy moves {{ copy_tbps(read.bytes) | n(2) }}.{{ claim(read.tbps > copy_tbps(read.bytes)) }}
+
+# %% tags=["copy"]
+import torch
+import triton
+import triton.language as tl
+
+
+# %%
+@triton.jit
+def read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
+    x = tl.load(x_ptr + tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK))
+    # unused loads would be dropped by the compiler
+    tl.store(out_ptr + tl.program_id(0), tl.xor_sum(x, axis=0))
+
+# %% [markdown]
+# ## Rows: a tile, a loop, one tree
+#
+# `tl.sum(x, axis)` adds up a [block](../glossary.md#block): each thread adds what it holds, then
+# threads exchange partial sums, and each exchange halves their number: 5 within a
+# [warp](../glossary.md#warp), then through [shared memory](../glossary.md#shared-memory) between
+# warps. A tree, the same every time. As in [softmax](softmax.py), a program could take a row as one
+# block. Three things make it fast at any width:
+#
+# - **A loop** along the row adds *element by element* to a tile of accumulators. No thread waits
+#   for another; the tree comes once, at the end. Where rows are short, a program takes several.
+# - **Fold.** A thread loads 16 bytes at once, 8 bfloat16 numbers. Adding those to each other first,
+#   in three halvings within the thread, needs an eighth of the
+#   [registers](../glossary.md#register).
+# - **Whole vectors.** A row of 1,823 numbers begins anywhere, and a [mask](../glossary.md#mask)
+#   that cuts a vector makes the compiler load element by element. So load from the 16-byte boundary
+#   before the row to the one behind it, and blank the neighbours in registers. (Memory is allotted
+#   in multiples of 512 bytes: a vector with one element of a tensor in it lies inside.)
+#
+# {{ diagram("reductions_tile") }}
+#
+# What masked lanes hold must be the *identity* of the operation: 0 for a sum, $-\infty$ for a
+# maximum. `n` counts from the first element to the last, gaps included; so the last row may be a
+# short one.
+
+# %% tags=["copy"]
+@triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+@triton.jit
+def _fold(x, FOLDS: tl.constexpr, MAX: tl.constexpr):
+    # neighbours meet within a thread
+    for _ in tl.static_range(FOLDS):
+        a, b = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 2, 2)))
+        x = _larger(a, b) if MAX else a + b
+    return x
+
+@triton.jit
+def _rows(stride_xm, n, n_cols, ROWS: tl.constexpr, VECTOR: tl.constexpr):
+    # int64: the offset of a row passes 2**31 in a tensor of more than 2**31 elements
+    begin = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]) * stride_xm
+    length = tl.maximum(tl.minimum(n - begin, n_cols), 0).to(tl.int32)
+    # how far the row begins and ends behind a boundary of 16 bytes, [ROWS, 1]
+    shift = (begin % VECTOR).to(tl.int32)
+    end = tl.where(length > 0, shift + length, 0)
+    return begin // VECTOR * VECTOR, shift, end
+
+@triton.jit
+def _load_tile(x_ptrs, cols, shift, end, other, FOLDS: tl.constexpr, ALIGNED: tl.constexpr):
+    # rounded up to whole vectors, so that all of a vector is masked or none
+    mask = cols < (end + 2**FOLDS - 1) // 2**FOLDS * 2**FOLDS
+    x = tl.load(x_ptrs + cols, mask=mask, other=other).to(tl.float32)
+    return x if ALIGNED else tl.where((cols >= shift) & (cols < end), x, other)
+
+@triton.jit
+def row_sum_kernel(
+    x_ptr, out_ptr, stride_xm, n, n_cols, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    FOLDS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    """Sums of `ROWS` rows a program; 16 bytes hold `2**FOLDS` elements, `n` elements are in all."""
+    first, shift, end = _rows(stride_xm, n, n_cols, ROWS, 2**FOLDS)
+    acc = tl.zeros((ROWS, BLOCK // 2**FOLDS), tl.float32)
+    for start in range(0, n_cols if ALIGNED else n_cols + 2**FOLDS - 1, BLOCK):
+        cols = start + tl.arange(0, BLOCK)[None, :]
+        x = _load_tile(x_ptr + first, cols, shift, end, 0.0, FOLDS, ALIGNED)
+        acc += _fold(x, FOLDS, MAX=False)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    tl.store(out_ptr + rows, tl.sum(acc, axis=1), mask=rows * stride_xm < n)
+
+# %% [markdown]
+# ## Maximum and argmax: NaN, ties, and `tl.reduce`
+#
+# **NaN.** IEEE 754 knows two maxima: one returns NaN where an operand is NaN, the other, and
+# `tl.max`, drops it. A loss that went NaN would look healthy. `torch.amax` propagates NaN, and so
+# does `_larger`: `propagate_nan` is one bit of the instruction.
+#
+# **Ties.** Where is the largest element? Now *pairs* meet, of value and column, and a rule must
+# settle ties, or the layout of threads does, and the answer changes with `num_warps`. Ours: NaN
+# above all numbers, as in torch; among equals the lowest column (torch promises none).
+#
+# **`tl.reduce(x, axis, combine)`** is the general form, of which `tl.sum` and `tl.max` are cases.
+# `x` may be a tuple; `combine`, a `@triton.jit` function, makes one element out of two. It must be
+# associative (the tree decides what meets what) and commutative (so does the layout). `_better`
+# picks the first in a total order of pairs, so it is both.
+#
+# It is also ten instructions, and at {{ row("row_sum", provider="triton_read", n_cols=16384).tbps | n(1) }} TB/s an SM has about 13 for each
+# number. So the loop takes the maximum of a *vector* first and keeps the best vector; a lane meets
+# its vectors in rising order, so a later one must be strictly better. At the end one vector is
+# loaded once more, to see which of its elements it was.
+
+# %% tags=["copy"]
+@triton.jit
+def _better(value, index, other, other_index):
+    wins = (other > value) | ((other != other) & (value == value))
+    ties = (other == value) | ((other != other) & (value != value))
+    wins = wins | (ties & (other_index < index))
+    return tl.where(wins, other, value), tl.where(wins, other_index, index)
+
+@triton.jit
+def row_max_kernel(
+    x_ptr, out_ptr, index_ptr, stride_xm, n, n_cols, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    FOLDS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    """Maxima of `ROWS` rows a program and their columns, the first among equals; NaN is largest."""
+    first, shift, end = _rows(stride_xm, n, n_cols, ROWS, 2**FOLDS)
+    lowest = -float("inf")
+    best = tl.full((ROWS, BLOCK // 2**FOLDS), lowest, tl.float32)
+    best_start = tl.zeros((ROWS, BLOCK // 2**FOLDS), tl.int32)
+    for start in range(0, n_cols if ALIGNED else n_cols + 2**FOLDS - 1, BLOCK):
+        cols = start + tl.arange(0, BLOCK)[None, :]
+        x = _load_tile(x_ptr + first, cols, shift, end, lowest, FOLDS, ALIGNED)
+        x = _fold(x, FOLDS, MAX=True)
+        wins = (x > best) | ((x != x) & (best == best))
+        best = tl.where(wins, x, best)
+        best_start = tl.where(wins, start, best_start)
+    vector = best_start + 2**FOLDS * tl.arange(0, BLOCK // 2**FOLDS)[None, :]
+    best, vector = tl.reduce((best, vector), 1, _better, keep_dims=True)  # [ROWS, 1]
+    cols = vector + tl.arange(0, 2**FOLDS)[None, :]
+    inside = (cols >= shift) & (cols < end)
+    x = tl.load(x_ptr + first + cols, mask=inside, other=lowest).to(tl.float32)
+    hit = inside & ((x == best) | (x != x))
+    index = tl.min(tl.where(hit, cols - shift, n_cols), axis=1)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    mask = rows * stride_xm < n
+    tl.store(out_ptr + rows, tl.max(best, axis=1), mask=mask)
+    tl.store(index_ptr + rows, index.to(tl.int64), mask=mask)
+
+# %% [markdown]
+# ## Online maximum: a sum that leans on it, in one read
+#
+# $\log \sum_j e^{x_j}$, the denominator of a cross entropy, needs the maximum before the sum: two
+# reads. With the maximum *so far* one will do: when it rises from $m$ to $m'$, all terms so far are
+# too large by one factor, $s' = s \, e^{m - m'} + \sum_j e^{x_j - m'}$, as in [online
+# softmax](../glossary.md#online-softmax). `exp2` is one instruction where `exp` is several; and the
+# start is finite, for $-\infty - (-\infty)$ is NaN.
+
+# %%
+@triton.jit
+def row_logsumexp_kernel(
+    x_ptr, out_ptr, stride_xm, n, n_cols, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    FOLDS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    first, shift, end = _rows(stride_xm, n, n_cols, ROWS, 2**FOLDS)
+    row_max = tl.full((ROWS, 1), -1e38, tl.float32)
+    acc = tl.zeros((ROWS, BLOCK // 2**FOLDS), tl.float32)
+    for start in range(0, n_cols if ALIGNED else n_cols + 2**FOLDS - 1, BLOCK):
+        cols = start + tl.arange(0, BLOCK)[None, :]
+        x = _load_tile(x_ptr + first, cols, shift, end, -float("inf"), FOLDS, ALIGNED)
+        new_max = tl.maximum(row_max, tl.max(x, axis=1)[:, None])
+        e = tl.exp2((x - new_max) * 1.4426950408889634)
+        acc = acc * tl.exp2((row_max - new_max) * 1.4426950408889634) + _fold(e, FOLDS, MAX=False)
+        row_max = new_max
+    out = row_max + tl.log2(tl.sum(acc, axis=1)[:, None]) * 0.6931471805599453
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    tl.store(out_ptr + rows, out, mask=rows * stride_xm < n)
+
+def row_logsumexp(x):
+    """Over the rows of a matrix, float32."""
+    out = torch.empty(len(x), device=x.device)
+    return _launch_rows(row_logsumexp_kernel, x, out, long=2**40)[0]
+
+# %% [markdown]
+# ## Columns: two stages
+#
+# The gradient of a bias adds up the *columns* of a `(tokens, features)` matrix. A program per
+# column would fetch 2 bytes of every row: no [coalescing](../glossary.md#coalescing). A program per
+# *strip* of 512 columns reads well, but 8,192 columns are 16 strips, for {{ env.sms }}
+# [SMs](../glossary.md#sm). So cut the rows into *chunks*, too: a program adds up one chunk of one
+# strip; a second launch, the chunks.
+#
+# {{ diagram("reductions_stages") }}
+#
+# The second stage is a column sum again: the same kernel, launched twice. The end of a launch is
+# the one point at which all programs are known to be done.
+
+# %% tags=["copy"]
+@triton.jit
+def column_sum_kernel(
+    x_ptr, out_ptr, stride_xm, n_rows, n_cols, chunk,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
+    """Sums of `chunk` rows and `BLOCK_N` columns a program.
+
+    The grid is (ceil(n_cols / BLOCK_N), ceil(n_rows / chunk)); `VECTOR` divides stride and width.
+    """
+    start_m = tl.program_id(1).to(tl.int64) * chunk
+    n_rows = tl.minimum(n_rows - start_m, chunk).to(tl.int32)
+    # changes no value, but now the compiler knows that VECTOR neighbours are masked alike
+    stride_xm = stride_xm // VECTOR * VECTOR
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    mask_n = offs_n < n_cols // VECTOR * VECTOR
+    offs_m = tl.arange(0, BLOCK_M)[:, None]
+    x_ptrs = x_ptr + (start_m + offs_m) * stride_xm + offs_n
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for m in range(0, chunk, BLOCK_M):
+        acc += tl.load(x_ptrs, mask=(offs_m + m < n_rows) & mask_n, other=0.0).to(tl.float32)
+        x_ptrs += BLOCK_M * stride_xm
+    out_ptrs = out_ptr + tl.program_id(1).to(tl.int64) * n_cols + offs_n
+    tl.store(out_ptrs, tl.sum(acc, axis=0)[None, :], mask=mask_n)
+
+# %% [markdown]
+# ## Everything: two stages, or atomics?
+#
+# A sum of all elements is the extreme case. In two stages it needs no new kernel: cut the elements
+# into rows, the last one shorter, and take row sums; then add up those, as a single row. The other
+# way is an [atomic](../glossary.md#atomic-operation): each program adds its sum to the same word.
+# One launch less, but the word must be zeroed first. Which is faster? And which gives the same bits
+# twice? Addition of floats is not associative: in float32 `(1e8 + 1) - 1e8` is 0. Two stages fix by
+# position who adds what to what; atomics add in the order in which programs happen to finish.
+
+# %%
+@triton.jit
+def atomic_sum_kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offs, mask=offs < n, other=0.0)
+    tl.atomic_add(out_ptr, tl.sum(x.to(tl.float32), axis=0), sem="relaxed")
+
+def atomic_sum(x):
+    """The sum of all elements, float32, not the same from run to run."""
+    out, BLOCK = torch.zeros((), device=x.device), 16384 // x.element_size()
+    atomic_sum_kernel[(triton.cdiv(x.numel(), BLOCK),)](x, out, x.numel(), BLOCK=BLOCK, num_warps=8)
+    return out
+
+def show_sums():
+    """Sums 2**24 numbers between 0 and 1 twenty times: different results, and the largest error."""
+    torch.manual_seed(0)
+    x = torch.rand(2**24, device="cuda")
+    exact = x.double().sum().item()
+    fns = {"one accumulator": lambda x: x.cpu().numpy().cumsum()[-1]}
+    fns |= {"two stages": reduce_sum, "atomics": atomic_sum, "torch": torch.sum}
+    for name, fn in fns.items():
+        results = [fn(x).item() for _ in range(20)]
+        error = max(abs(result / exact - 1) for result in results)
+        print(f"{name:16}{len(set(results)):3} different results, relative error {error:.0e}")
+
+if __name__ == "__main__" and torch.cuda.is_available():
+    show_sums()
+
+# %% [markdown]
+# A float32 carries 24 bits, $u = 6 \cdot 10^{-8}$. One accumulator rounds $n$ times, each time to
+# the size of the sum so far: up to $n u$. With $L$ accumulators and a tree no number is rounded
+# more than $n / L + \log_2 L$ times, pairwise by blocks: parallel sums are the *more* exact ones.
+#
+# ## Scans: every partial result
+#
+# A cumulative sum keeps the sums on the way, $y_t = y_{t-1} + x_t$. It looks sequential and is not:
+# `tl.associative_scan(x, axis, combine)`, of which `tl.cumsum` is a case, makes a tree of that,
+# too. From block to block the kernel carries the last value. `combine` may take tuples: the **gated
+# scan** $y_t = g_t \, y_{t-1} + x_t$ is the recurrence of linear RNNs and state-space models; with
+# a gate of 0 where a segment begins it is a *segmented* sum. A step is a map $y \mapsto g y + x$.
+# Two in a row are one again, with the gate $g_1 g_2$ and the addend $g_2 x_1 + x_2$: that pair is
+# the `combine`, associative, **not** commutative; a scan needs no more. Its gradient is the same
+# recurrence from the right, gates shifted by one, since $x_t$ reaches $y_t$ and through $g_{t+1}$
+# all that follows: $dx_t = dy_t + g_{t+1} dx_{t+1}$. And $dg_t = dx_t y_{t-1}$.
+
+# %% tags=["copy"]
+@triton.jit
+def _then(gate, y, next_gate, next_y):
+    return gate * next_gate, next_gate * y + next_y
+
+@triton.jit
+def scan_kernel(x_ptr, gate_ptr, y_ptr, n_cols, BLOCK: tl.constexpr, GATED: tl.constexpr):
+    """Scans one row a program, `BLOCK` columns at a time."""
+    row = tl.program_id(0).to(tl.int64) * n_cols
+    lane = tl.arange(0, BLOCK)
+    carry = 0.0
+    for start in range(0, n_cols, BLOCK):
+        cols = start + lane
+        mask = cols < n_cols
+        x = tl.load(x_ptr + row + cols, mask=mask, other=0.0).to(tl.float32)
+        if GATED:
+            gate = tl.load(gate_ptr + row + cols, mask=mask, other=1.0).to(tl.float32)
+            gate, y = tl.associative_scan((gate, x), 0, _then)
+            y += gate * carry
+        else:
+            y = tl.cumsum(x, axis=0) + carry
+        tl.store(y_ptr + row + cols, y, mask=mask)
+        carry = tl.sum(tl.where(lane == BLOCK - 1, y, 0.0), axis=0)
+
+# %% [markdown]
+# ## The functions around them
+#
+# How work is split depends on the shape alone, not on the number of SMs: the same bits on every
+# GPU. **Gradients:** an element enters a sum with the factor 1, so the gradient that arrives is
+# *broadcast*: `expand`, a view, no kernel, no memory. A maximum has no one gradient at a tie
+# (`torch.amax` spreads it); here the column returned gets it, through torch's `gather`. Scans have
+# the one derived above.
+
+# %%
+def reduce_sum_reference(x, dim=None):
+    """Over the last dimension (-1), the first of two (0), or everything."""
+    return x.sum() if dim is None else x.sum(dim)
+
+def row_max_reference(x):
+    """Maxima and their first columns; NaN counts as the largest."""
+    values = x.amax(dim=-1)
+    return values, ((x == values[..., None]) | x.isnan()).int().argmax(dim=-1)
+
+def scan_reference(x, gates=None):
+    """One step after the other."""
+    ys = [x[..., 0]]
+    for t in range(1, x.shape[-1]):
+        ys.append((ys[-1] if gates is None else gates[..., t] * ys[-1]) + x[..., t])
+    return torch.stack(ys, dim=-1)
+
+# %% tags=["copy"]
+def _launch_rows(kernel, x, *outs, n=None, n_cols=None, long=32768):
+    if n is None:
+        x = x.reshape(-1, x.shape[-1])
+        x = x if x.stride(1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
+        n_cols, stride = x.shape[1], max(x.shape[1], x.stride(0))
+        n = (len(x) - 1) * stride + n_cols
+    else:
+        stride = n_cols
+    n_rows = triton.cdiv(n, stride)
+    size = x.element_size()
+    folds = 4 - (size.bit_length() - 1) if x.data_ptr() % 16 == 0 else 0
+    aligned = (n_cols | stride | n) % 2**folds == 0
+    # by measurement: 8 warps to a long row; to short ones a single warp, which waits for no other
+    few = (16384, 4) if kernel is row_sum_kernel and not aligned else (4096, 1)
+    tile, warps = (16384, 8) if n_cols * size >= long else few
+    span = n_cols if aligned else n_cols + 2**folds - 1
+    block = max(min(triton.next_power_of_2(span), tile // size), 2**folds)
+    rows = max(1, min(tile // size // block, triton.next_power_of_2(n_rows)))
+    with torch.cuda.device_of(x):
+        kernel[(triton.cdiv(n_rows, rows),)](
+            x, *outs, stride, n, n_cols, ROWS=rows, BLOCK=block, FOLDS=folds, ALIGNED=aligned,
+            num_warps=warps)  # fmt: skip
+    return outs
+
+def _sum_rows(x):
+    if not x.numel():
+        return x.new_zeros(x.shape[:-1])
+    return _launch_rows(row_sum_kernel, x, x.new_empty(x.shape[:-1]), long=16384)[0]
+
+def _sum_columns(x):
+    if x.stride(0) == 1 != x.stride(1):
+        return _sum_rows(x.t())
+    x = x if x.stride(1) == 1 else x.contiguous()
+    (n_rows, n_cols), size = x.shape, x.element_size()
+    if not x.numel():
+        return x.new_zeros(n_cols)
+    vector = 16 // size if (n_cols | x.stride(0)) % (16 // size) == 0 else 1
+    block_n = min(triton.next_power_of_2(n_cols), 512)
+    block_m, strips = 32768 // size // block_n, triton.cdiv(n_cols, block_n)
+    programs, warps = (528, 8) if size == 2 else (264, 16)
+    chunk = triton.cdiv(triton.cdiv(n_rows, max(1, programs // strips)), block_m) * block_m
+    chunks, out = triton.cdiv(n_rows, chunk), x.new_empty(n_cols)
+    partial = x.new_empty((chunks, n_cols), dtype=torch.float32) if chunks > 1 else out
+    with torch.cuda.device_of(x):
+        column_sum_kernel[(strips, chunks)](
+            x, partial, x.stride(0), n_rows, n_cols, chunk,
+            BLOCK_M=block_m, BLOCK_N=block_n, VECTOR=vector, num_warps=warps)  # fmt: skip
+        if chunks > 1:
+            column_sum_kernel[(triton.cdiv(n_cols, 16), 1)](
+                partial, out, n_cols, chunks, n_cols, chunks,
+                BLOCK_M=128, BLOCK_N=16, VECTOR=min(vector, 4), num_warps=4)  # fmt: skip
+    return out
+
+def _sum_all(x):
+    x, n, block = x.contiguous(), x.numel(), 16384 // x.element_size()
+    if not n:
+        return x.new_zeros(())
+    # rows of whole blocks, 4,096 at the most
+    n_cols = triton.cdiv(triton.cdiv(n, 4096), block) * block
+    partial = x.new_empty(triton.cdiv(n, n_cols), dtype=torch.float32)
+    _launch_rows(row_sum_kernel, x, partial, n=n, n_cols=n_cols, long=16384)
+    return _sum_rows(partial).to(x.dtype)
+
+def _scan(x, gates=None):
+    x, n_cols = x.contiguous(), x.shape[-1]
+    y, gated = torch.empty_like(x), gates is not None
+    if x.numel():
+        # 16 elements a thread
+        block = max(512, min(triton.next_power_of_2(n_cols), 1024 * x.element_size()))
+        with torch.cuda.device_of(x):
+            scan_kernel[(x.numel() // n_cols,)](
+                x, gates.contiguous() if gated else x, y, n_cols,
+                BLOCK=block, GATED=gated, num_warps=block // 512)  # fmt: skip
+    return y
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, reduce):
+        ctx.shape, ctx.by_row = x.shape, reduce is _sum_rows
+        return reduce(x)
+
+    @staticmethod
+    def backward(ctx, dout):
+        return (dout.unsqueeze(-1) if ctx.by_row else dout).expand(ctx.shape), None
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gates):
+        y = _scan(x, gates)
+        ctx.save_for_backward(*(() if gates is None else (gates, y)))
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        if not ctx.saved_tensors:
+            return _scan(dy.flip(-1)).flip(-1), None
+        gates, y = ctx.saved_tensors
+        pad = torch.nn.functional.pad
+        dx = _scan(dy.flip(-1), pad(gates, (-1, 1)).flip(-1)).flip(-1)
+        return dx, dx * pad(y, (1, -1))
+
+def _check(name, x, other):
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"{name} takes float32, float16 or bfloat16, got {x.dtype}")
+    if x.dim() and x.shape[-1] > 2**30:
+        raise ValueError(f"{name} takes rows of up to 2**30 columns, got {x.shape[-1]}")
+    if not x.is_cuda and not triton.knobs.runtime.interpret:
+        hint = "TRITON_INTERPRET=1 runs it on the CPU"
+        raise ValueError(f"{name} needs a tensor on a GPU, got {x.device}; {hint}")
+    return torch.is_grad_enabled() and (x.requires_grad or other.requires_grad)
+
+def reduce_sum(x: torch.Tensor, dim: int | None = None) -> torch.Tensor:
+    """Sums in float32, with the same bits in every run; differentiable.
+
+    Args:
+        x: float32, float16 or bfloat16, on a GPU, any strides; copied where rows are not adjacent.
+        dim: -1 for the last dimension, 0 for the first of a matrix, None for everything.
+
+    Returns:
+        The sums, in the dtype of `x`.
+
+    Raises:
+        TypeError: The dtype is none of the three.
+        ValueError: `x` is not on a GPU, has no such dimension, or more than 2**30 columns.
+    """
+    needs_grad = _check("reduce_sum", x, x)
+    if dim not in (None, -1, 0) or (dim == -1 and not x.dim()) or (dim == 0 and x.dim() != 2):
+        raise ValueError(f"reduce_sum takes dim -1, None, 0 of a matrix; got {dim}, {x.dim()}-D")
+    reduce = _sum_all if dim is None else _sum_columns if dim == 0 else _sum_rows
+    return _Sum.apply(x, reduce) if needs_grad else reduce(x)
+
+def row_max(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maxima over the last dimension and their columns; differentiable.
+
+    Args:
+        x: `(..., n_cols)` with a column at least, otherwise as for `reduce_sum`.
+
+    Returns:
+        Values, NaN where a row holds one, and int64 columns: the first of several maxima or NaN.
+
+    Raises:
+        TypeError: The dtype is none of the three.
+        ValueError: `x` is not on a GPU, has no column, or more than 2**30.
+    """
+    needs_grad = _check("row_max", x, x)
+    if not x.dim() or not x.shape[-1]:
+        raise ValueError(f"row_max needs a column at least, got shape {tuple(x.shape)}")
+    values, columns = (x.new_empty(x.shape[:-1], dtype=t) for t in (x.dtype, torch.int64))
+    if x.numel():
+        _launch_rows(row_max_kernel, x.detach(), values, columns)
+    return x.gather(-1, columns[..., None])[..., 0] if needs_grad else values, columns
+
+def scan(x: torch.Tensor, gates: torch.Tensor | None = None) -> torch.Tensor:
+    """`y[t] = gates[t] * y[t - 1] + x[t]` along the last dimension; differentiable once.
+
+    Args:
+        x: `(..., n_cols)`, float32, float16 or bfloat16, on a GPU; copied if not contiguous.
+        gates: The shape, dtype and device of `x`; None for ones, a cumulative sum.
+
+    Returns:
+        Shape and dtype of `x`, contiguous; float32 inside.
+
+    Raises:
+        TypeError: The dtype is none of the three.
+        ValueError: `x` is not on a GPU, has no dimension, or `gates` is not like it.
+    """
+    needs_grad = _check("scan", x, x if gates is None else gates)
+    if not x.dim():
+        raise ValueError("scan needs a dimension at least, got a scalar")
+    kind = x.shape, x.dtype, x.device
+    if gates is not None and (gates.shape, gates.dtype, gates.device) != kind:
+        raise ValueError(f"scan needs gates like x, {tuple(x.shape)}, {x.dtype}, {x.device}")
+    return _Scan.apply(x, gates) if needs_grad else _scan(x, gates)
+
+# %% [markdown]
+# ## Check
+#
+# Against float64: a sum may err by the rounding of its dtype and 10⁻⁶ of the sum of magnitudes.
+# Slices with large numbers around them, transposed matrices, ties, NaN, rows of $-\infty$.
+
+# %% tags=["fold"]
+def check(device="cuda"):
+    """Compares every function with its reference; raises AssertionError where they differ."""
+    torch.manual_seed(0)
+    rounding = {torch.float32: 0.0, torch.float16: 6e-4, torch.bfloat16: 8e-3}
+    worst = {}
+
+    def near(name, got, want, size):
+        error = (got.double() - want).abs() / (1e-6 * size + rounding[got.dtype] * want.abs())
+        worst[name] = max(worst.get(name, 0), error.nan_to_num(99).max().item())
+        assert worst[name] <= 1, f"{name} differs, {got.dtype}, {tuple(shape)}: {worst[name]:.2g}"
+
+    shapes = [(1, 1), (70, 129), (5, 250), (3, 1823), (2, 8219), (33, 64)]
+    if device == "cuda":
+        shapes += [(4096, 4096), (70_001, 40), (300, 131_072), (17, 50_257), (20_000, 1000)]
+    for shape, dtype in ((shape, dtype) for shape in shapes for dtype in rounding):
+        n_rows, n_cols = shape
+        around = torch.full((n_rows + 1, n_cols + (3 if n_cols % 16 else 16)), 1e4, device=device)
+        x = around.to(dtype)[:n_rows, :n_cols].copy_(torch.randn(shape) + 1)
+        for dim in (-1, 0, None):
+            want, size = (reduce_sum_reference(y, dim) for y in (x.double(), x.double().abs()))
+            for view in (x, x.t().contiguous().t()):
+                torch.full_like(want, torch.nan, dtype=dtype)  # for the output to fall on
+                near(f"sum, dim {dim}", reduce_sum(view, dim), want, size)
+        want = x.double().logsumexp(-1)
+        near("logsumexp", row_logsumexp(x), want, 2 + want.abs())
+        x[:, n_cols // 2 :] = x[:, : n_cols - n_cols // 2].flip(1)  # ties
+        x[0] = -float("inf")
+        x[1:, n_cols // 3 :: 50][:1] = torch.nan
+        for got, want in zip(row_max(x), row_max_reference(x), strict=True):
+            same = (got == want) | (got.isnan() & want.isnan())
+            assert same.all(), f"row_max differs, {dtype}, {shape}"
+    cases = [(reduce_sum, reduce_sum_reference, dim) for dim in (-1, 0, None)]
+    cases += [(scan, scan_reference, gated) for gated in (False, True)]
+    for shape, (fn, reference, option) in ((s, c) for s in ((3, 129), (1, 4100)) for c in cases):
+        x, gates = torch.rand(2, *shape, device=device)
+        inputs = [t.requires_grad_() for t in ((x, gates) if option is True else (x,))]
+        more = [option] if fn is reduce_sum else []
+        got = fn(*inputs, *more)
+        want = reference(*(tensor.double() for tensor in inputs), *more)
+        dout = torch.randn_like(got)
+        gots = got, *torch.autograd.grad(got, inputs, dout)
+        wants = want, *torch.autograd.grad(want, inputs, dout.double())
+        for got, want in zip(gots, wants, strict=True):
+            near(f"{fn.__name__}, gradient", got, want, n_cols + 3 * want.abs().max())
+    for name, error in worst.items():
+        print(f"{name:20}{error:5.0%} of the allowed error")
+    print(f"row_max: exact; all {len(shapes)} shapes, {len(rounding)} dtypes")
+
+if __name__ == "__main__":
+    check("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% [markdown]
+# ## Measure
+#
+# Predict: at which width are row sums slowest, and what does the column of a maximum cost?
+# {{ figure("row_sum", y="tbps", caption="Row sums run at the speed of a read; so do odd widths, in whole vectors.") }}
+#
+# {% for name in ("row_sum", "row_max") %}{% for r in rows(name, provider="triton") if r.n_cols not in (256, 1823) -%}
+# {{ claim(row(name, provider="triton_read", n_cols=r.n_cols).ms / r.ms >= 0.93) }}
+# {{- claim(r.ms < row(name, provider="torch", n_cols=r.n_cols).ms) }}
+# {%- endfor %}{% endfor %}
+# {% set sums, best = row("row_sum", provider="triton", n_cols=16384), row("row_max", provider="triton", n_cols=16384) -%}
+# {% set theirs, lse = row("row_max", provider="torch", n_cols=16384), row("logsumexp", provider="triton", n_cols=16384) -%}
+# At 16,384 columns: sums in {{ sums.ms | ms }}, {{ (row("row_sum", provider="triton_read", n_cols=16384).ms / sums.ms * 100) | pct }} of the read's
+# speed; maxima with their columns in {{ best.ms | ms }}, where `torch.max` takes
+# {{ (theirs.ms / best.ms) | times }} as long. Log-sum-exp takes {{ lse.ms | ms }}; torch, which makes
+# several passes, {{ row("logsumexp", provider="torch", n_cols=16384).ms | ms }}.
+#
+# {{ figure("column_sum", y="tbps", caption="Column sums, in two launches, beside a read of the same bytes.") }}
+# {{ figure("full_sum", y="tbps", caption="The sum of everything: atomics save a launch, and pay for it with the zeroing.") }}
+#
+# {% set ours, atomic = row("full_sum", provider="triton", n=2**29), row("full_sum", provider="triton_atomic", n=2**29) -%}
+# Of 2²⁹ numbers the sum takes {{ ours.ms | ms }} in two stages, {{ atomic.ms | ms }} with atomics.
+# The same bits every time cost nothing.{{ claim(ours.ms < 1.03 * atomic.ms) }}
+# {{- claim(row("full_sum", provider="triton_read", n=2**29).ms / ours.ms >= 0.9) }}
+# {{- claim(row("column_sum", provider="triton_read", n_cols=8192).ms / row("column_sum", provider="triton", n_cols=8192).ms >= 0.9) }}
+#
+# {{ figure("cumsum", caption="A cumulative sum keeps up with a copy.") }}
+# {% for r in rows("cumsum", provider="triton") + rows("gated_scan") %}{{ claim(r.percent >= 93) }}{% endfor -%}
+# The gated scan, for which eager torch has no operation, reaches
+# {{ row("gated_scan", provider="triton", n_cols=4096).percent | pct }} of a copy.
+#
+# ## Where it loses, and why
+#
+# - **Maxima of odd widths** pay for blanking: {{ (row("row_max", provider="triton_read", n_cols=1823).ms / row("row_max", provider="triton", n_cols=1823).ms * 100) | pct }} of a read at 1,823 columns.
+# - **Small sums** end before the memory is up to speed, and the second launch shows. For 65,536
+#   numbers the host takes {{ row("full_sum", provider="triton", n=2**16).host_us | n }} µs; torch, with one launch from C++,
+#   {{ row("full_sum", provider="torch", n=2**16).host_us | n }}.
+# - **Columns of widths without a factor 8**, in bfloat16: loads are narrow, element by element.
+#
+# ## What to remember
+#
+# 1. A reduction costs a read. Combine in registers, element by element; build one tree, at the end.
+# 2. Any associative rule reduces (if commutative) or scans: sums, pairs with ties settled, maps.
+# 3. Two stages fix by position who meets whom: the same bits every time, at no price.
+#
+# ## Exercises
+#
+# ??? question "1 (easy): what if `other` were 0 in `row_max_kernel`, and which test would miss it?"
+#     ??? success "Answer"
+#         Rows of negative numbers would have the maximum 0. Tests of long random rows miss it.
+#
+# ??? question "2 (medium): write `combine` for mean and variance (Welford)."
+#     ??? success "Answer"
+#         Triples of count, mean and sum of squared deviations; masked lanes have the count 0:
+#
+#         ```python
+#         @triton.jit
+#         def welford(n, mean, m2, n_b, mean_b, m2_b):
+#             total = n + n_b
+#             share = tl.where(total > 0, n_b / tl.maximum(total, 1.0), 0.0)
+#             delta = mean_b - mean
+#             return total, mean + delta * share, m2 + m2_b + delta * delta * n * share
+#         ```
+#
+# ??? question "3 (hard): the gradient of `scan` flips its inputs, a copy each. Do without."
+#     ??? success "Answer"
+#         `tl.associative_scan(…, reverse=True)`, blocks from last to first, gates loaded at
+#         `cols + 1` where that is below `n_cols`, the carry taken from lane 0.
+#
+# ## Use it in your project
+#
+# The block "Copy this kernel" needs torch and triton alone. API:
+# [reduce_sum][examples.fusion.reductions.reduce_sum],
+# [row_max][examples.fusion.reductions.row_max], [scan][examples.fusion.reductions.scan].
+
+# %% tags=["fold"]
+def bench(measure):
+    """Yields the page's benchmarks."""
+    def read(x, BLOCK=4096):
+        words = x.view(-1).view(torch.int32)
+        grid, out = (words.numel() // BLOCK,), torch.empty_like(words[::BLOCK])
+        return lambda: read_kernel[grid](words, out, BLOCK=BLOCK, num_warps=8)
+
+    def result(name, what, rows, x="n_cols", dtype="bfloat16", ceiling=None):
+        about = {"name": name, "title": f"{what}, {dtype}", "x": x, "dtype": dtype}
+        return about | {"mode": "forward", "ceiling": ceiling, "rows": rows}
+
+    def rows(shape, ours, peer, scans=0, dtype="bfloat16", host=False, **more):
+        x = torch.randn(shape, device="cuda").to(getattr(torch, dtype))
+        torch._dynamo.reset()  # it compiles no more than eight shapes of a function
+        fused = torch.compile(peer, mode="max-autotune-no-cudagraphs", dynamic=False)
+        fns = {"triton": ours, "torch": peer, "torch_compile": fused} | more
+        calls = {name: lambda fn=fn: fn(x) for name, fn in fns.items()}
+        calls |= {} if scans else {"triton_read": read(x)}
+        size = dict(zip(("n_cols", "n_rows") if x.dim() > 1 else ("n",), shape[::-1], strict=True))
+        size |= {"bytes": x.numel() * x.element_size() * (scans or 1), "flops": x.numel()}
+        return [{"provider": p, **size, **t} for p, t in measure(calls, host=host).items()]
+
+    def sweep(shapes, *fns, **options):
+        return [row for shape in shapes for row in rows(shape, *fns, **options)]
+
+    wide = [(2**29 // n, n) for n in (256, 1024, 1823, 4096, 16384, 131072)]
+    found = sweep(wide, lambda x: reduce_sum(x, -1), lambda x: x.sum(-1))
+    yield result("row_sum", "Row sums of 2²⁹ numbers", found)
+    found = sweep(wide, row_max, lambda x: x.max(-1), torch_amax=lambda x: x.amax(-1))
+    yield result("row_max", "Row maxima of 2²⁹ numbers", found)
+    found = sweep(wide[1:5:3], row_logsumexp, lambda x: x.logsumexp(-1))
+    yield result("logsumexp", "Log-sum-exp of 2²⁹ numbers", found)
+    tall = [(2**29 // n, n) for n in (64, 512, 5000, 8192, 131072)]
+    found = sweep(tall, lambda x: reduce_sum(x, 0), lambda x: x.sum(0))
+    yield result("column_sum", "Column sums of 2²⁹ numbers", found)
+    sizes = [(2**k,) for k in (16, 20, 22, 24, 26, 29)]
+    found = sweep(sizes, reduce_sum, torch.sum, host=True, triton_atomic=atomic_sum)
+    yield result("full_sum", "Sum of n numbers", found, "n")
+    scans = [(2**28 // n, n) for n in (1024, 4096, 16384)]
+    found = sweep(scans, scan, lambda x: x.cumsum(-1), scans=2, dtype="float32")
+    yield result("cumsum", "Cumulative sums of 2²⁸ numbers", found, "n_cols", "float32", "copy")
+    gates, x = torch.rand(2, 2**28, device="cuda").to(torch.bfloat16)
+    fns = {n: lambda n=n: scan(x.view(-1, n), gates.view(-1, n)) for _, n in scans}
+    about = {"provider": "triton", "bytes": 6 * 2**28, "flops": 2 * 2**28}
+    found = [about | {"n_cols": n} | timing for n, timing in measure(fns).items()]
+    yield result("gated_scan", "Gated scans of 2²⁸ numbers", found, ceiling="copy")

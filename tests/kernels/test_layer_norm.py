@@ -1,0 +1,257 @@
+"""LayerNorm against float64: widths, strides, types, values; its gradients, their bits; errors."""
+
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts.lectures import find_lecture
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+# around each change of kernel, and beyond
+WIDTHS = [1, 2, 5, 16, 17, 127, 128, 1000, 1024, 4097, 8193, 16385]
+
+
+def exact(x, weight, bias, dy, eps=1e-5):
+    """y, dx, dweight, dbias in float64."""
+    inputs = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
+    y = torch.nn.functional.layer_norm(inputs[0], inputs[1].shape, *inputs[1:], eps)
+    return y.detach(), *torch.autograd.grad(y, inputs, dy.double())
+
+
+def close(got, want, dtype, scale=0.0):
+    assert got.dtype == dtype and got.shape == want.shape
+    scale = want.abs().amax(dim=-1, keepdim=True) + scale + 1e-3
+    assert ((got.double() - want).abs() <= TOLERANCE[dtype] * scale).all()
+
+
+def run(lecture, x, weight, bias, dy, eps=1e-5):
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+    y = lecture.layer_norm(*inputs, eps)
+    return y.detach(), *torch.autograd.grad(y, inputs, dy)
+
+
+def assert_layer_norm(lecture, x, weight, bias, dy, eps=1e-5):
+    # of two columns dx is what is left of larger terms
+    rstd = (x.double().var(-1, correction=0, keepdim=True) + eps).rsqrt()
+    terms = (weight.double() * dy.double()).abs().amax(-1, keepdim=True) * rstd
+    want = exact(x, weight, bias, dy, eps)
+    for got, exactly, scale in zip(
+        run(lecture, x, weight, bias, dy, eps), want, (0.0, terms, 0.0, 0.0), strict=True
+    ):
+        close(got, exactly, x.dtype, scale)
+
+
+def problem(n_rows, n_cols, dtype, device):
+    x, dy = torch.randn(2, n_rows, n_cols, device=device).to(dtype)
+    weight, bias = torch.randn(2, n_cols, device=device).to(dtype)
+    return x, weight, bias, dy
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n_cols", WIDTHS)
+def test_widths(lecture, device, n_cols, dtype):
+    assert_layer_norm(lecture, *problem(3, n_cols, dtype, device))
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 63, 64, 65, 300])
+def test_heights(lecture, device, n_rows):
+    assert_layer_norm(lecture, *problem(n_rows, 65, torch.float32, device))
+
+
+VIEWS = {
+    "slice": lambda x: x[:, 1:200],
+    "aligned slice": lambda x: x[:, 8:136],
+    "every third row": lambda x: x[::3],
+    "transposed": lambda x: x.t(),
+    "every other column": lambda x: x[:, ::2],
+    "expanded": lambda x: x[:1].expand(5, -1),
+    "four dimensions": lambda x: x.view(4, 2, 8, 36).transpose(0, 2),
+    "one dimension": lambda x: x[0],
+    "one column": lambda x: x[:, 5:6],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
+def test_views(lecture, device, view, dtype):
+    x, dy = (view(torch.randn(8, 288, device=device).to(dtype)) for _ in range(2))
+    weight, bias = torch.randn(2, 2 * x.shape[-1], device=device).to(dtype)[:, ::2]
+    assert_layer_norm(lecture, x, weight, bias, dy)
+    assert lecture.layer_norm(x, weight, bias).is_contiguous()
+
+
+def test_a_gradient_seen_everywhere(lecture, device):
+    # the gradient of a sum is one number: all its strides are 0
+    x, weight, bias, _ = problem(6, 40, torch.float32, device)
+    assert_layer_norm(lecture, x, weight, bias, torch.ones(1, device=device).expand(6, 40))
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float16, torch.float32), (torch.float32, torch.float16)])
+def test_weights_of_another_dtype(lecture, device, dtypes):
+    x, _, _, dy = problem(5, 96, dtypes[0], device)
+    _, weight, bias, _ = problem(1, 96, dtypes[1], device)
+    want = exact(x, weight, bias, dy)
+    for got, exactly, dtype in zip(
+        run(lecture, x, weight, bias, dy), want, [*dtypes[:1] * 2, *dtypes[1:] * 2], strict=True
+    ):
+        close(got, exactly, dtype)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n_rows=st.integers(1, 40),
+    n_cols=st.integers(2, 500),
+    gap=st.integers(0, 20),
+    dtype=st.sampled_from(DTYPES),
+    eps=st.sampled_from([1e-12, 1e-5, 1.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_properties(lecture, device, n_rows, n_cols, gap, dtype, eps, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(n_rows, n_cols + gap, device=device).to(dtype)[:, :n_cols]
+    one, zero = torch.ones(2, n_cols, device=device).to(dtype).mul_(
+        torch.tensor([[1], [0]], dtype=dtype, device=device)
+    )
+    y = lecture.layer_norm(x, one, zero, eps)
+    close(y, torch.nn.functional.layer_norm(x.double(), (n_cols,), eps=eps), dtype)
+    assert (y.double().mean(-1).abs() < 0.02).all()
+    assert (y.double().pow(2).mean(-1) < 1.02).all()
+
+
+@pytest.mark.parametrize("n_cols", [130, 9000])
+def test_no_cancellation(lecture, device, n_cols):
+    """A large mean costs the digits of x - mean, and no more; a row of one number gives bias."""
+    means = torch.tensor([[0.0], [1e2], [1e4], [1e6]], device=device)
+    x = torch.randn(4, n_cols, device=device) + means
+    one, zero = torch.ones(n_cols, device=device), torch.zeros(n_cols, device=device)
+    y = lecture.layer_norm(x, one, zero).double()
+    want = torch.nn.functional.layer_norm(x.double(), (n_cols,))
+    error = (y - want).abs().amax(-1).cpu()
+    assert (error < torch.tensor([1e-5, 1e-4, 1e-2, 0.5])).all()
+    flat = torch.full((3, n_cols), 7.0, device=device)
+    assert torch.equal(lecture.layer_norm(flat, one, one), torch.ones_like(flat))
+
+
+def test_nan_stays_in_its_row(lecture, device):
+    x, weight, bias, _ = problem(5, 70, torch.float32, device)
+    x[1, 3], x[2, 4] = torch.nan, torch.inf
+    y = lecture.layer_norm(x, weight, bias)
+    assert y[1:3].isnan().all()
+    close(y[3:], exact(x[3:], weight, bias, x[3:])[0], torch.float32)
+
+
+@pytest.mark.parametrize("n_cols", [96, 1000, 16500])
+def test_the_same_bits_every_time(lecture, device, n_cols):
+    arguments = problem(40, n_cols, torch.float16, device)
+    first, second = run(lecture, *arguments), run(lecture, *arguments)
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (2, 0, 3)])
+def test_empty(lecture, device, shape):
+    x = torch.empty(shape, device=device, requires_grad=True)
+    weight, bias = torch.ones(2, shape[-1], device=device).unbind()
+    weight.requires_grad_()
+    y = lecture.layer_norm(x, weight, bias)
+    dx, dweight = torch.autograd.grad(y.sum(), (x, weight))
+    assert y.shape == dx.shape == shape and torch.equal(dweight, torch.zeros_like(weight))
+
+
+def test_no_gradient_where_none_is_wanted(lecture, device):
+    x, weight, bias, _ = problem(3, 9, torch.float32, device)
+    assert not lecture.layer_norm(x, weight, bias).requires_grad
+    weight.requires_grad_()
+    assert lecture.layer_norm(x, weight, bias).requires_grad
+    with torch.no_grad():
+        assert not lecture.layer_norm(x, weight, bias).requires_grad
+
+
+def test_refuses(lecture, device):
+    x, weight, bias, _ = problem(3, 9, torch.float32, device)
+    with pytest.raises(TypeError, match="float32, float16 or bfloat16, got torch.int64"):
+        lecture.layer_norm(x.long(), weight, bias)
+    with pytest.raises(TypeError, match=r"got torch\.float64"):
+        lecture.layer_norm(x, weight.double(), bias)
+    with pytest.raises(TypeError, match="must agree"):
+        lecture.layer_norm(x, weight.half(), bias)
+    with pytest.raises(ValueError, match="a scalar"):
+        lecture.layer_norm(x[0, 0], weight, bias)
+    with pytest.raises(ValueError, match=r"weight must be \(9,\) on .*, got \(8,\)"):
+        lecture.layer_norm(x, weight[:8], bias)
+    with pytest.raises(ValueError, match=r"bias must be \(9,\)"):
+        lecture.layer_norm(x, weight, bias[None])
+    with pytest.raises(ValueError, match="meta"):
+        lecture.layer_norm(x, weight.to("meta"), bias)
+    wide = torch.zeros(1, device=device).expand(2**26)
+    with pytest.raises(ValueError, match="columns here, got 67,108,864"):
+        lecture.layer_norm(wide, wide, wide)
+
+
+def test_second_derivative_is_refused(lecture, device):
+    x, weight, bias, dy = problem(2, 5, torch.float32, device)
+    y = lecture.layer_norm(x.requires_grad_(), weight, bias)
+    (dx,) = torch.autograd.grad(y, x, dy.requires_grad_(), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+def test_variances_are_those_that_the_page_tells(lecture, capsys):
+    lecture.show_variances()
+    rows = [line.replace(",", "").split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["0", "100", "1000", "10000", "100000"]
+    naive, two, welford, want = (torch.tensor([float(r[i]) for r in rows]) for i in range(1, 5))
+    assert ((two - want).abs() < 1e-3).all() and ((welford - want).abs() < 0.02).all()
+    assert (naive[3:] - want[3:]).abs().min() > 0.5
+
+
+def test_answers_run(tmp_path):
+    """The program folded into the page checks itself."""
+    prose = re.sub(r"(?m)^# ?", "", find_lecture("layer_norm").read_text(encoding="utf-8"))
+    blocks = re.findall(r"(?ms)^ {8}```python\n(.*?)^ {8}```", prose)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "answer.py").write_text(textwrap.dedent(block))
+        result = subprocess.run([sys.executable, tmp_path / "answer.py"], capture_output=True)
+        assert result.returncode == 0, result.stderr.decode()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "n_cols", [768, 1000, 1024, 4096, 5120, 8192, 12289, 16384, 32768, 131072, 300001]
+)
+def test_full_grid(lecture, n_cols, dtype):
+    assert_layer_norm(lecture, *problem(2**24 // n_cols, n_cols, dtype, "cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n_cols", [1024, 16384, 40000])
+def test_the_same_bits_under_load(lecture, n_cols):
+    """The order in which programs start and finish must not show."""
+    arguments = problem(3000, n_cols, torch.bfloat16, "cuda")
+    first = run(lecture, *arguments)
+    busy, other = torch.randn(2048, 2048, device="cuda"), torch.cuda.Stream()
+    for _ in range(10):
+        with torch.cuda.stream(other):
+            busy @ busy
+        assert all(map(torch.equal, first, run(lecture, *arguments)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(2**17 + 3, 2**14 + 8), (2**21 + 5, 1030)])
+def test_more_than_2_to_the_31_elements(lecture, shape):
+    x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    weight, bias = torch.randn(2, shape[1], device="cuda", dtype=torch.bfloat16)
+    got = run(lecture, x, weight, bias, x)
+    for rows in (slice(0, 2), slice(-2, None)):
+        want = exact(x[rows], weight, bias, x[rows])
+        close(got[0][rows], want[0], torch.bfloat16)
+        close(got[1][rows], want[1], torch.bfloat16)
+    close(got[3], x.sum(0, dtype=torch.float64), torch.bfloat16)

@@ -1,0 +1,224 @@
+"""Sums, maxima and scans against float64: widths, layouts, types and values; gradients; errors."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# the interpreter rounds to bfloat16 towards zero
+ROUNDING = {torch.float32: 0.0, torch.float16: 6e-4, torch.bfloat16: 8e-3}
+WIDTHS = [1, 2, 7, 8, 9, 127, 128, 129, 1000, 1823, 2049, 4097]
+SHAPES = [(1, 1), (3, 7), (33, 16), (5, 129), (129, 5), (40, 520), (2, 1823)]
+
+
+def randn(*shape, device, dtype=torch.float32):
+    return torch.randn(*shape, device=device).to(dtype)
+
+
+def assert_sum(got, x, dim):
+    want, size = x.double().sum(dim), x.double().abs().sum(dim)
+    assert got.dtype == x.dtype and got.shape == want.shape
+    error = (got.double() - want).abs() - (1e-6 * size + ROUNDING[x.dtype] * want.abs())
+    assert (error <= 0).all()
+
+
+def assert_max(got, x):
+    values, columns = got
+    want = x.amax(-1)
+    first = ((x == want[..., None]) | x.isnan()).int().argmax(-1)
+    assert values.dtype == x.dtype and columns.dtype == torch.int64
+    assert torch.equal(columns, first)
+    torch.testing.assert_close(values, want, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n_cols", WIDTHS)
+def test_row_sum_widths(lecture, device, n_cols, dtype):
+    x = randn(3, n_cols, device=device, dtype=dtype)
+    assert_sum(lecture.reduce_sum(x, -1), x, -1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_column_and_full_sum(lecture, device, shape, dtype):
+    x = randn(*shape, device=device, dtype=dtype)
+    assert_sum(lecture.reduce_sum(x, 0), x, 0)
+    assert_sum(lecture.reduce_sum(x), x, None)
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 17, 4096, 4097, 8191, 40_000])
+def test_full_sum_of_any_length(lecture, device, n):
+    x = randn(n, device=device)
+    assert_sum(lecture.reduce_sum(x), x, None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n_cols", [1, 2, 9, 129, 1823])
+def test_row_max(lecture, device, n_cols, dtype):
+    x = randn(3, n_cols, device=device, dtype=dtype)
+    assert_max(lecture.row_max(x), x)
+    assert_max(lecture.row_max(-x.abs()), -x.abs())
+
+
+@pytest.mark.parametrize("n_cols", [1, 5, 129, 260])
+def test_row_max_special_values(lecture, device, n_cols):
+    x = torch.zeros(6, n_cols, device=device)
+    x[0] = -torch.inf
+    x[1, n_cols // 2] = torch.nan
+    x[2, n_cols // 3 :] = torch.nan
+    x[3, n_cols // 3 :] = torch.inf
+    x[4, n_cols - 1] = 1e-40
+    assert_max(lecture.row_max(x), x)
+
+
+def layouts(x):
+    wide = torch.full((x.shape[0] + 2, x.shape[1] + 5), 1e30, device=x.device)
+    for left in (0, 1, 3):
+        view = wide[1:-1, left : left + x.shape[1]]
+        yield view.copy_(x)
+        wide.fill_(1e30)
+    yield x.t().contiguous().t()
+    yield torch.stack([x, x], -1)[..., 0]
+    yield x[:1].expand(7, -1)
+    yield x[::2]
+
+
+def test_layouts(lecture, device):
+    for view in layouts(randn(9, 70, device=device)):
+        for dim in (-1, 0, None):
+            assert_sum(lecture.reduce_sum(view, dim), view, dim)
+        assert_max(lecture.row_max(view), view)
+        torch.testing.assert_close(lecture.scan(view), view.cumsum(-1))
+
+
+def test_more_dimensions(lecture, device):
+    x = randn(2, 3, 5, 17, device=device)
+    assert_sum(lecture.reduce_sum(x, -1), x, -1)
+    assert_sum(lecture.reduce_sum(x.permute(3, 1, 0, 2), -1), x.permute(3, 1, 0, 2), -1)
+    assert_max(lecture.row_max(x), x)
+    torch.testing.assert_close(lecture.scan(x), x.cumsum(-1))
+
+
+def test_empty(lecture, device):
+    x = torch.empty(0, 5, device=device)
+    for view in (x, x.t()):
+        for dim in (-1, 0, None):
+            assert torch.equal(lecture.reduce_sum(view, dim), view.sum(dim))
+        assert lecture.scan(view).shape == view.shape
+    assert [out.shape for out in lecture.row_max(x)] == [(0,), (0,)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    n_rows=st.integers(1, 20),
+    n_cols=st.integers(1, 300),
+    left=st.integers(0, 9),
+    top=st.integers(0, 2),
+)
+def test_any_slice(lecture, device, n_rows, n_cols, left, top):
+    x = torch.full((n_rows + top, n_cols + left), 1e30, device=device)[top:, left:]
+    x.copy_(randn(n_rows, n_cols, device=device))
+    for dim in (-1, 0, None):
+        assert_sum(lecture.reduce_sum(x, dim), x, dim)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.sampled_from([-1.0, 0.0, 2.0, torch.inf, -torch.inf, torch.nan]), min_size=1))
+def test_row_max_of_any_row(lecture, device, values):
+    x = torch.tensor([values], device=device)
+    assert_max(lecture.row_max(x), x)
+
+
+def test_the_first_element_moves_the_boundary(lecture, device):
+    x = randn(600, device=device, dtype=torch.float16)
+    for start in range(9):
+        assert_sum(lecture.reduce_sum(x[start:]), x[start:], None)
+        rows = x[start : start + 510].view(3, 170)
+        assert_sum(lecture.reduce_sum(rows, -1), rows, -1)
+
+
+@pytest.mark.parametrize("n_cols", [1, 2, 511, 512, 513, 2050])
+def test_scan(lecture, device, n_cols):
+    x, gates = torch.rand(2, 2, n_cols, device=device)
+    want = lecture.scan_reference(x.double(), gates.double())
+    torch.testing.assert_close(lecture.scan(x, gates).double(), want, rtol=1e-5, atol=1e-5)
+    want = x.double().cumsum(-1)
+    torch.testing.assert_close(lecture.scan(x).double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gate_of_zero_begins_a_segment(lecture, device):
+    x = randn(2, 700, device=device)
+    gates = torch.ones_like(x)
+    gates[:, 300] = 0
+    want = torch.cat([x[:, :300].cumsum(-1), x[:, 300:].cumsum(-1)], -1)
+    torch.testing.assert_close(lecture.scan(x, gates), want, rtol=1e-5, atol=1e-4)
+
+
+def test_gradients(lecture, device):
+    x, gates = (torch.rand(3, 40, device=device, requires_grad=True) for _ in range(2))
+    sums = lecture.reduce_sum, lecture.reduce_sum_reference
+    for got, want, inputs in (
+        *((*(fn(x, dim) for fn in sums), (x,)) for dim in (-1, 0, None)),
+        (lecture.row_max(x)[0], x.max(-1).values, (x,)),
+        (lecture.scan(x), lecture.scan_reference(x), (x,)),
+        (lecture.scan(x, gates), lecture.scan_reference(x, gates), (x, gates)),
+    ):
+        dout = torch.randn_like(want)
+        gots, wants = (torch.autograd.grad(out, inputs, dout) for out in (got, want))
+        for g, w in zip(gots, wants, strict=True):
+            torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert not lecture.reduce_sum(x, 0).requires_grad
+
+
+def test_logsumexp(lecture, device):
+    x = randn(5, 300, device=device) * 50
+    x[1] = -torch.inf
+    x[2, 7:] = -torch.inf
+    torch.testing.assert_close(lecture.row_logsumexp(x), x.logsumexp(-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "call"),
+    [
+        (TypeError, "int32", lambda m, x: m.reduce_sum(x.int())),
+        (TypeError, "float64", lambda m, x: m.row_max(x.double())),
+        (TypeError, "bool", lambda m, x: m.scan(x > 0)),
+        (ValueError, "dim", lambda m, x: m.reduce_sum(x, 1)),
+        (ValueError, "dim", lambda m, x: m.reduce_sum(x[None], 0)),
+        (ValueError, "dim", lambda m, x: m.reduce_sum(x[0, 0], -1)),
+        (ValueError, "column", lambda m, x: m.row_max(x[:, :0])),
+        (ValueError, "column", lambda m, x: m.row_max(x[0, 0])),
+        (ValueError, "dimension", lambda m, x: m.scan(x[0, 0])),
+        (ValueError, "gates like x", lambda m, x: m.scan(x, x[:1])),
+        (ValueError, "gates like x", lambda m, x: m.scan(x, x.half())),
+        (ValueError, "columns", lambda m, x: m.reduce_sum(x[:1, :1].expand(1, 2**30 + 1))),
+    ],
+)
+def test_refuses(lecture, device, error, words, call):
+    with pytest.raises(error, match=words):
+        call(lecture, torch.randn(3, 4, device=device))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [2**26, 2**26 + 5])
+def test_the_same_bits_every_time(lecture, n):
+    x = torch.randn(n, device="cuda")
+    matrix = x[: 2**26].view(-1, 1024)
+    for fn in (lecture.reduce_sum, lambda x: lecture.reduce_sum(matrix, 0)):
+        first = fn(x)
+        assert all(torch.equal(fn(x), first) for _ in range(20))
+
+
+@pytest.mark.gpu
+def test_beyond_int32(lecture):
+    x = torch.ones(2**31 + 4096 + 3, dtype=torch.float16, device="cuda")
+    x[2**31 :] = 0.5
+    mean = lecture.reduce_sum(x * 2**-20).item()
+    assert mean == pytest.approx((2**31 + 2049.5) * 2**-20, rel=1e-3)
+    matrix = x[: 2**31 + 4096].view(-1, 4096)
+    sums = lecture.reduce_sum(matrix, -1)
+    assert (sums[:-1] == 4096).all() and sums[-1] == 2048
+    assert (lecture.row_max(matrix)[0] == torch.tensor([1.0] * 524288 + [0.5], device="cuda")).all()
+    assert (lecture.scan(matrix)[-1] == x[-1] * torch.arange(1, 4097, device="cuda")).sum() > 2000

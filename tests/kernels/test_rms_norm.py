@@ -1,0 +1,239 @@
+"""RMSNorm, alone and after an addition, against float64: widths, strides, gradients, errors."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+DTYPES = [
+    torch.float32,
+    torch.float16,
+    # the interpreter rounds bfloat16 otherwise
+    pytest.param(torch.bfloat16, marks=pytest.mark.gpu),
+]
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+# around each change of kernel, and beyond
+WIDTHS = [1, 2, 127, 128, 129, 255, 1000, 1823, 4097, 8193, 16400, 32769]
+
+
+def randn(*shape, device, dtype=torch.float32):
+    return torch.randn(*shape, device=device).to(dtype)
+
+
+def norm64(h, weight, eps):
+    h, weight = h.double(), weight.double()
+    return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def assert_norm(got, h, weight, eps=1e-6):
+    assert got.dtype == h.dtype and got.shape == h.shape and got.is_contiguous()
+    want = norm64(h, weight, eps)
+    tolerance = {"rtol": TOLERANCE[h.dtype], "atol": 1e-7}
+    torch.testing.assert_close(got.double(), want, equal_nan=True, **tolerance)
+
+
+def gradients(h, weight, dy, dh=None, eps=1e-6):
+    """dx and dweight, each with the scale of what is added up for it."""
+    h, weight = h.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    dy, dh = dy.double(), torch.zeros_like(h) if dh is None else dh.double()
+    dx, dw = torch.autograd.grad(norm64(h, weight, eps), (h, weight), dy)
+    rstd = torch.rsqrt(h.detach().square().mean(-1, keepdim=True) + eps)
+    most = (rstd * weight.detach() * dy).abs().amax(-1, keepdim=True)
+    terms = (dy * h.detach() * rstd).abs()
+    return (dx + dh, dx.abs() + dh.abs() + most), (dw, terms.reshape(-1, terms.shape[-1]).sum(0))
+
+
+def assert_gradients(got, wanted, dtype):
+    for g, (want, scale) in zip(got, wanted, strict=True):
+        assert g.dtype == dtype and g.shape == want.shape
+        assert ((g.double() - want).abs() <= TOLERANCE[dtype] * scale + 1e-7).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n_cols", WIDTHS)
+def test_widths(lecture, device, n_cols, dtype):
+    x, residual, dy, dh = (randn(5, n_cols, device=device, dtype=dtype) for _ in range(4))
+    weight = randn(n_cols, device=device, dtype=dtype).requires_grad_()
+    assert_norm(lecture.rms_norm(x, weight), x, weight.detach())
+    x.requires_grad_()
+    residual.requires_grad_()
+    y, h = lecture.add_rms_norm(x, residual, weight)
+    assert torch.equal(h, (x + residual).detach())
+    assert_norm(y.detach(), h.detach(), weight.detach())
+    dx, dr, dw = torch.autograd.grad((y, h), (x, residual, weight), (dy, dh))
+    assert torch.equal(dx, dr)
+    assert_gradients((dx, dw), gradients(h, weight, dy, dh), dtype)
+
+
+VIEWS = {
+    "slice": lambda x: x[:, 1:200],
+    "aligned slice": lambda x: x[:, 8:136],
+    "odd slice of a wide matrix": lambda x: x[:, :281],
+    "every third row": lambda x: x[::3],
+    "transposed": lambda x: x.t(),
+    "every other column": lambda x: x[:, ::2],
+    "expanded": lambda x: x[:1].expand(5, -1),
+    "overlapping": lambda x: x.as_strided((20, 100), (3, 1)),
+    "four dimensions": lambda x: x.view(4, 2, 8, 36).transpose(0, 2),
+    "one dimension": lambda x: x[0],
+    "one column": lambda x: x[:, 5:6],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
+def test_views(lecture, device, view):
+    x, residual = (view(randn(8, 288, device=device)) for _ in range(2))
+    x, dy = x.detach().requires_grad_(), view(randn(8, 288, device=device))
+    weight = randn(2 * x.shape[-1], device=device)[::2].requires_grad_()
+    y = lecture.rms_norm(x, weight)
+    assert_norm(y.detach(), x.detach(), weight.detach())
+    assert_gradients(torch.autograd.grad(y, (x, weight), dy), gradients(x, weight, dy), x.dtype)
+    y, h = lecture.add_rms_norm(x, residual, weight)
+    assert torch.equal(h, x + residual)
+    assert_norm(y.detach(), h.detach(), weight.detach())
+
+
+def test_strides_that_differ(lecture, device):
+    weight = randn(136, device=device)
+    x, residual = randn(9, 140, device=device)[:, :136], randn(9, 144, device=device)[:, 8:]
+    for a, b in ((x, residual), (residual, x)):
+        y, h = lecture.add_rms_norm(a, b, weight)
+        assert torch.equal(h, a + b)
+        assert_norm(y, h, weight)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n_rows=st.integers(1, 300),
+    n_cols=st.integers(1, 700),
+    gap=st.integers(0, 20),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    seed=st.integers(0, 2**16),
+)
+def test_properties(lecture, device, n_rows, n_cols, gap, dtype, seed):
+    torch.manual_seed(seed)
+    x = randn(n_rows, n_cols + gap, device=device, dtype=dtype)[:, :n_cols].requires_grad_()
+    weight = randn(n_cols, device=device, dtype=dtype).requires_grad_()
+    dy = randn(n_rows, n_cols, device=device, dtype=dtype)
+    y = lecture.rms_norm(x, weight, 1e-4)
+    assert_norm(y.detach(), x.detach(), weight.detach(), 1e-4)
+    got = torch.autograd.grad(y, (x, weight), dy)
+    assert_gradients(got, gradients(x, weight, dy, eps=1e-4), dtype)
+
+
+def test_either_gradient_may_be_missing(lecture, device):
+    x, residual = (randn(6, 40, device=device).requires_grad_() for _ in range(2))
+    weight = randn(40, device=device).requires_grad_()
+    inputs = x, residual, weight
+    for pick in (lambda y, h: y, lambda y, h: h * weight, lambda y, h: (y + h).sum()):
+        got = torch.autograd.grad(pick(*lecture.add_rms_norm(*inputs)).sum(), inputs)
+        want = torch.autograd.grad(pick(*lecture.add_rms_norm_reference(*inputs)).sum(), inputs)
+        for g, w in zip(got, want, strict=True):
+            torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-4)
+    (dw,) = torch.autograd.grad(lecture.rms_norm(x.detach(), weight).sum(), weight)
+    torch.testing.assert_close(dw, lecture.rms_norm_reference(x, torch.ones_like(weight)).sum(0))
+
+
+def test_gradients_do_not_share_memory_with_what_follows(lecture, device):
+    x, residual = (randn(6, 40, device=device).requires_grad_() for _ in range(2))
+    weight = randn(40, device=device)
+    lecture.add_rms_norm(x, residual, weight)[0].sum().backward()
+    before = residual.grad.clone()
+    x.grad.zero_()
+    assert torch.equal(residual.grad, before)
+
+
+def test_weight_of_another_dtype(lecture, device):
+    x = randn(7, 96, device=device, dtype=torch.float16).requires_grad_()
+    weight = randn(96, device=device).requires_grad_()
+    y = lecture.rms_norm(x, weight)
+    assert_norm(y.detach(), x.detach(), weight.detach())
+    dx, dw = torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+    assert dx.dtype == torch.float16 and dw.dtype == torch.float32
+
+
+@pytest.mark.parametrize("n_cols", [5, 130, 33000])
+def test_extreme_values(lecture, device, n_cols):
+    inf, nan = float("inf"), float("nan")
+    x = torch.ones(6, n_cols, device=device)
+    x[0] = 0
+    x[1, 2] = nan
+    x[2, 2] = inf
+    x[3] = 1e-20
+    x[4] = 1e15
+    x[5, n_cols - 1] = -1e4
+    weight = torch.ones(n_cols, device=device)
+    assert_norm(lecture.rms_norm(x, weight), x, weight)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (2, 0, 3)])
+def test_empty(lecture, device, shape):
+    x = torch.empty(shape, device=device, requires_grad=True)
+    weight = torch.ones(shape[-1], device=device, requires_grad=True)
+    y, h = lecture.add_rms_norm(x, x, weight)
+    assert y.shape == h.shape == x.shape
+    dx, dw = torch.autograd.grad(y.sum(), (x, weight))
+    assert dx.shape == x.shape and torch.equal(dw, torch.zeros_like(weight))
+
+
+def test_refuses(lecture, device):
+    x, weight = torch.zeros(3, 5, device=device), torch.ones(5, device=device)
+    for error, words, arguments in (
+        (TypeError, "float32, float16 or bfloat16", (x.long(), weight)),
+        (TypeError, r"torch\.float64", (x, weight.double())),
+        (ValueError, "as long as x's rows", (x, torch.ones(3, device=device))),
+        (ValueError, "as long as x's rows", (x[0, 0], weight)),
+        (ValueError, r"2\*\*30", (x[:, :1].expand(3, 2**30 + 1), weight[:1].expand(2**30 + 1))),
+        (ValueError, "one device", (x, weight.to("meta"))),
+    ):
+        with pytest.raises(error, match=words):
+            lecture.rms_norm(*arguments)
+    for residual in (x[:2], x.half(), x[None]):
+        with pytest.raises(ValueError, match="residual of x's shape and dtype"):
+            lecture.add_rms_norm(x, residual, weight)
+
+
+def test_second_derivative_is_refused(lecture, device):
+    x = randn(2, 5, device=device).requires_grad_()
+    dy = torch.ones_like(x).requires_grad_()
+    y = lecture.rms_norm(x, torch.ones(5, device=device))
+    (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+def test_answer_to_exercise_3(lecture, device):
+    x, weight = randn(8, 96, device=device), randn(96, device=device).requires_grad_()
+    norms = lecture.rms_norm, lecture.rms_norm_reference
+    losses = (norm(x, 1 + weight).square().sum() for norm in norms)
+    got, want = (torch.autograd.grad(loss, weight)[0] for loss in losses)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n_cols", [1024, 1823, 4096, 5120, 8192, 12289, 16384, 65536, 100001])
+def test_full_grid(lecture, n_cols, dtype):
+    shape = 2**25 // n_cols, n_cols
+    x, residual, dy, dh = (randn(*shape, device="cuda", dtype=dtype) for _ in range(4))
+    weight = randn(n_cols, device="cuda", dtype=dtype).requires_grad_()
+    x.requires_grad_()
+    y, h = lecture.add_rms_norm(x, residual, weight)
+    assert_norm(y.detach(), h.detach(), weight.detach())
+    got = torch.autograd.grad((y, h), (x, weight), (dy, dh), retain_graph=True)
+    assert_gradients(got, gradients(h, weight, dy, dh), dtype)
+    again = torch.autograd.grad((y, h), (x, weight), (dy, dh))
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(2**17 + 3, 2**14 + 8), (2**31 // 8 + 5, 8), (3, 2**30)])
+def test_more_than_2_to_the_31_elements(lecture, shape):
+    x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    weight = torch.rand(shape[1], device="cuda", dtype=torch.bfloat16)
+    y = lecture.rms_norm(x, weight)
+    for rows in (slice(0, 1), slice(-1, None)):
+        part = slice(0, 2**20)
+        rstd = torch.rsqrt(x[rows].float().square().mean(-1, keepdim=True) + 1e-6)
+        want = x[rows, part].float() * rstd * weight[part].float()
+        torch.testing.assert_close(y[rows, part].float(), want, rtol=1e-2, atol=1e-5)
