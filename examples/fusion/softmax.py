@@ -220,9 +220,9 @@ def softmax_online_kernel(x_ptr, y_ptr, stride_xm, stride_ym, n_cols, BLOCK: tl.
 #
 # **Share a long row.** The mending rule does not care whether two partial sums come from one
 # program in turn or from two at a time. So several programs take a part of a row each, hold it,
-# publish its maximum and sum, wait for the others' and write. Nothing is read twice. Waiting is
-# safe because programs start in order (the scans of NVIDIA's CUB library rely on it, too): those
-# before the one that waits run or are done, and the rest of its row is next.
+# publish its maximum and sum, wait for the others' and write. Waiting is safe if programs start in
+# order, as NVIDIA's GPUs do and its CUB library's scans rely on, though CUDA does not promise it:
+# those before the one that waits run or are done, and the rest of its row is next.
 
 # %% tags=["copy"]
 @triton.jit
