@@ -309,6 +309,106 @@ def _bars(chart: Chart) -> str:
     return _write(fig)
 
 
+class HeatMap:
+    """The chosen rows of a sweep over two settings, or three, as a grid of tinted cells."""
+
+    def __init__(
+        self,
+        benchmark: rows.Benchmark,
+        x: str,
+        y: str,
+        value: str | None = None,
+        panels: str | None = None,
+        where: dict | None = None,
+    ):
+        self.benchmark, self.value = benchmark, value or default_y(benchmark)
+        self.keys = [key for key in (panels, y, x) if key]
+        self.label = label(benchmark, self.value)
+        self.cells = {}
+        for row in benchmark.rows(**(where or {})):
+            # a peer has no such settings
+            if all(hasattr(row, key) for key in (*self.keys, self.value)):
+                place = tuple(getattr(row, key) for key in self.keys)
+                if place in self.cells:
+                    raise rows.RowError(f"{benchmark.name} has two rows at {self.at(place)}")
+                self.cells[place] = getattr(row, self.value)
+        if not self.cells:
+            raise rows.RowError(f"{benchmark.name} has no row with {', '.join(self.keys)}")
+        axes = [list(dict.fromkeys(axis)) for axis in zip(*self.cells, strict=True)]
+        self.panels = [(panel,) for panel in axes[0]] if panels else [()]
+        self.ys, self.xs = axes[-2:]
+
+    def best(self) -> tuple | None:
+        """Where the value is best; None for one that is neither good nor bad."""
+        choose = {"ms": min, "us": min}.get(self.value, max)
+        return choose(self.cells, key=self.cells.get) if self.value in _TIMED else None
+
+    def shown(self, place: tuple) -> str:
+        value = self.cells.get(place, "–")
+        return number(value, self.value) if isinstance(value, float) else human(value, "plain")
+
+    def at(self, place: tuple) -> str:
+        pairs = zip(self.keys[: len(place)], place, strict=True)
+        return ", ".join(f"{key} {value}" for key, value in pairs)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows: one row for each y, one column for each x of each panel."""
+        places = [(panel, x) for panel in self.panels for x in self.xs]
+        name = self.keys[-1]
+        header = [", ".join(filter(None, (self.at(panel), f"{name} {x}"))) for panel, x in places]
+        body = [[str(y), *(self.shown((*panel, y, x)) for panel, x in places)] for y in self.ys]
+        return [self.keys[-2], *header], body
+
+    def alt(self) -> str:
+        """What the drawing shows, in words."""
+        names = " and ".join(reversed(self.keys))
+        low, high = (self.shown(f(self.cells, key=self.cells.get)) for f in (min, max))
+        best = f"; best at {self.at(place)}" if (place := self.best()) else ""
+        return f"{self.benchmark.title}: {self.label} by {names}. {low} to {high}{best}."
+
+    def svg(self) -> str:
+        """The drawing, in the light scheme."""
+        with plt.rc_context(STYLE):
+            return _cells(self)
+
+
+def _cells(chart: HeatMap) -> str:
+    size = WIDTH, 1.2 + 0.34 * len(chart.ys)
+    columns = {"ncols": len(chart.panels), "sharey": True, "squeeze": False}
+    fig, axes = plt.subplots(figsize=size, layout="constrained", **columns)
+    low, high = min(chart.cells.values()), max(chart.cells.values())
+    best = chart.best()
+    for panel, ax in zip(chart.panels, axes[0], strict=True):
+        for i, y in enumerate(chart.ys):
+            for j, x in enumerate(chart.xs):
+                place = (*panel, y, x)
+                shown = {"ha": "center", "va": "center", "fontsize": 11}
+                shown["color"] = LIGHT["text" if place in chart.cells else "muted"]
+                if place == best:
+                    shown["weight"] = "bold"
+                ax.text(j, i, chart.shown(place), **shown)
+                if place in chart.cells:
+                    # so light that text on it keeps its contrast in both schemes
+                    share = (chart.cells[place] - low) / (high - low or 1)
+                    tint = {"color": LIGHT["a"], "alpha": 0.03 + 0.42 * share, "lw": 0}
+                    ax.add_patch(plt.Rectangle((j - 0.47, i - 0.46), 0.94, 0.92, **tint))
+                if place == best:
+                    frame = {"fill": False, "edgecolor": LIGHT["text"], "lw": 1.6}
+                    ax.add_patch(plt.Rectangle((j - 0.47, i - 0.46), 0.94, 0.92, **frame))
+        ax.set_xlim(-0.5, len(chart.xs) - 0.5)
+        ax.set_ylim(len(chart.ys) - 0.5, -0.5)
+        ax.set_xticks(range(len(chart.xs)), map(str, chart.xs))
+        ax.set_yticks(range(len(chart.ys)), map(str, chart.ys))
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        if panel:
+            ax.set_title(chart.at(panel), fontsize=12.5)
+        ax.set_xlabel(chart.keys[-1])
+    title = f"{chart.label}, by {chart.keys[-2]}"
+    fig.suptitle(title, x=0.02, ha="left", fontsize="medium", color=LIGHT["muted"])
+    return _write(fig)
+
+
 def _write(fig) -> str:
     out = io.StringIO()
     fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None})

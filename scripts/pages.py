@@ -175,6 +175,10 @@ class Site:
         def figure(name: str, caption: str = "", lecture: str | None = lecture, **options):
             return self._token(self._figure(up, name, caption, lecture, **options))
 
+        def heatmap(name: str, caption: str = "", lecture: str | None = lecture, **options):
+            kind = figures.HeatMap
+            return self._token(self._figure(up, name, caption, lecture, kind, **options))
+
         def table(name: str, lecture: str | None = lecture, **options):
             return self._token(self._table(name, lecture, **options))
 
@@ -186,6 +190,7 @@ class Site:
 
         context |= {
             "figure": figure,
+            "heatmap": heatmap,
             "table": table,
             "ladder": ladder,
             "diagram": diagram,
@@ -217,12 +222,13 @@ class Site:
         name: str,
         caption: str,
         lecture: str,
+        kind: type[figures.Chart | figures.HeatMap] = figures.Chart,
         **options,
     ) -> Block | rows.Unknown:
         recording = self.recording(lecture)
         if recording is rows.UNKNOWN:
             return rows.UNKNOWN
-        chart = figures.Chart(recording.benchmark(name), **options)
+        chart = kind(recording.benchmark(name), **options)
         digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
         stem = f"figures/{lecture}/{name}-{digest}" if options else f"figures/{lecture}/{name}"
         numbers = _html_table(*chart.table())
@@ -380,7 +386,7 @@ class Site:
             self._result(up, name, recording, row)
             for name, recording, benchmark in benchmarks
             for row in benchmark.all
-            if row.provider == "triton"
+            if row.provider == "triton" and hasattr(row, "ms")  # some rows count, and time nothing
         ]
         if not body:
             return Block("<p>Nothing is recorded yet.</p>", "")

@@ -406,6 +406,71 @@ def test_a_figure_carries_size_source_and_data(repository):
         assert source in site.files
 
 
+@pytest.fixture
+def sweep(repository) -> Repository:
+    """The repository, its benchmark a sweep in which one setting does not fit."""
+    made = recording(repository.script)
+    about = {"provider": "triton_config", "bytes": 1000, "flops": 500}
+    timed = [
+        {"tile": tile, "warps": warps, "stages": stages, "ms": ms, "ms_p20": ms, "ms_p80": ms}
+        for tile, warps, stages, ms in (
+            ("64 × 64", 4, 2, 4e-6),
+            ("64 × 64", 4, 3, 2e-6),
+            ("64 × 64", 8, 2, 4e-6),
+            ("64 × 64", 8, 3, 1e-5),
+            ("128 × 64", 4, 2, 1e-6),
+            ("128 × 64", 4, 3, 2e-6),
+            ("128 × 64", 8, 2, 1e-5),
+        )
+    ]
+    peer = {"provider": "torch", "n": 1024, "ms": 1e-6, "ms_p20": 1e-6, "ms_p80": 1e-6}
+    rows_ = [row | about | {"spills": 7} for row in timed] + [peer | {"bytes": 1000, "flops": 500}]
+    made["benchmarks"][0]["rows"] = rows_
+    repository.write(made)
+    return repository
+
+
+AXES = {"x": "stages", "y": "tile", "panels": "warps"}
+
+
+def test_a_heat_map_says_what_it_shows(sweep):
+    benchmark = Site(sweep.root, GPU, print).recording("demo/tiny").benchmark("op_forward")
+    chart = figures.HeatMap(benchmark, **AXES)
+    assert chart.alt() == (
+        "Op: percent of a copy of the same bytes by stages and tile and warps. 10 to 100;"
+        " best at warps 4, tile 128 × 64, stages 2."
+    )
+    header, body = chart.table()
+    assert header[:2] == ["tile", "warps 4, stages 2"]
+    assert body == [["64 × 64", "25", "50", "25", "10"], ["128 × 64", "100", "50", "10", "–"]]
+    light = chart.svg()
+    assert light == chart.svg()
+    assert not any(colour in palette.to_dark(light) for colour in palette.SCHEMES["light"].values())
+    # what is neither good nor bad has no best
+    assert figures.HeatMap(benchmark, value="spills", **AXES).alt().endswith("warps. 7 to 7.")
+    assert figures.HeatMap(benchmark, "stages", "tile", where={"warps": 8}).panels == [()]
+    with pytest.raises(rows.RowError, match="two rows at tile 64 × 64, stages 2"):
+        figures.HeatMap(benchmark, "stages", "tile")
+
+
+def test_a_heat_map_is_a_card_like_any_figure(sweep):
+    site, said = sweep.site()
+    token = site.context("demo/tiny/", "demo/tiny")["heatmap"]("op_forward", "A `tile`.", **AXES)
+    card = site.fill(f"<p>{token}</p>", "html")
+    assert not said
+    for part in ("alt=", "width=", "A <code>tile</code>.", "driver 1.2", "<details", "data (JSON)"):
+        assert part in card
+    for scheme in ("light", "dark"):
+        assert any(name in card for name in site.files if name.endswith(f".{scheme}.svg"))
+
+
+@pytest.mark.parametrize("scheme", palette.SCHEMES)
+def test_contrast_on_the_darkest_cell_of_a_heat_map(scheme):
+    colours = palette.SCHEMES[scheme]
+    tint = palette.mix(colours["a"], colours["bg"], 0.45)
+    assert contrast(colours["text"], tint) >= 4.5
+
+
 def test_one_size_is_drawn_as_bars(recorded):
     chart = figures.Chart(recorded.benchmark("op_forward"), y="us", where={"n": 1024})
     assert not chart.sweep
