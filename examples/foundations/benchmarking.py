@@ -586,7 +586,7 @@ if __name__ == "__main__":
 #
 # API: [measure_ms][examples.foundations.benchmarking.measure_ms],
 # [gpu_timer][examples.foundations.benchmarking.gpu_timer],
-# [row_softmax][examples.foundations.benchmarking.row_softmax]. Next: autotuning,
+# [row_softmax][examples.foundations.benchmarking.row_softmax]. Next: [autotuning](autotuning.py),
 # which times many versions of a kernel and keeps the fastest.
 
 # %% tags=["fold"]

@@ -696,5 +696,5 @@ if __name__ == "__main__":
 #
 # API: [check_tensors_gpu_ready][examples.foundations.debugging.check_tensors_gpu_ready],
 # [first_nan][examples.foundations.debugging.first_nan],
-# [print_if][examples.foundations.debugging.print_if]. Next: a kernel in which all of room 2 can go
-# wrong, [softmax](../fusion/softmax.py).
+# [print_if][examples.foundations.debugging.print_if]. Next: [benchmarking](benchmarking.py), where
+# the clock is what can be wrong.

@@ -622,7 +622,7 @@ if __name__ == "__main__":
 #
 # API: [add][examples.foundations.programming_model.add],
 # [rgb_to_grey][examples.foundations.programming_model.rgb_to_grey]. Next:
-# [softmax](../fusion/softmax.py), where a block must agree on a maximum and a sum.
+# [debugging](debugging.py), for the day when a kernel of yours is wrong.
 
 
 # %% tags=["fold"]
