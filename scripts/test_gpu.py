@@ -63,7 +63,8 @@ def sanitize(tool: str, script: Path) -> dict[str, str | int]:
     Raises:
         LectureError: The check failed or did not end, so the tool's count says nothing.
     """
-    kernels = re.findall(r"^@triton\.jit.*\ndef (\w+)", script.read_text(encoding="utf-8"), re.M)
+    source = script.read_text(encoding="utf-8")
+    kernels = re.findall(r"^@(?:triton|gluon)\.jit.*\ndef (\w+)", source, re.M)
     # torch's own kernels, which make inputs and references, run at full speed
     only = [option for kernel in kernels for option in ("--kernel-name", f"kns={kernel}")]
     command = ["compute-sanitizer", "--tool", tool, *only, sys.executable, "-c", CHECK, str(script)]

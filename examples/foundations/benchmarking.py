@@ -207,7 +207,7 @@ def ms_in_a_loop(fn, count=100):
 # %% [markdown]
 # {% set loop, eight = row("ways", provider="loop", n_rows=8), row("ways", provider="measure", n_rows=8) %}
 # No: {{ loop.us | n(1) }} µs.{{ claim(loop.us > 1.5 * eight.us) }} The GPU empties the queue faster
-# than Python fills it, and the loop measures Python: {{ eight.host_us | n(1) }} µs a call.
+# than Python fills it, and the loop measures Python.
 #
 # ### 5. The cache is warm
 #

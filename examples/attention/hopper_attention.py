@@ -1,0 +1,699 @@
+# %% [markdown]
+# ---
+# title: Attention on Hopper
+# description: The flash-attention forward in Gluon, from one consumer to softmax under product and tiles dealt out by hand, each rung measured and explained.
+# tags: [attention, tensor-core, Gluon, wgmma, TMA, warp specialisation]
+# prerequisites: [attention/flash_attention]
+# outcome: Count the cycles of a loop on two units of the chip, and write a kernel in Gluon that runs both at once.
+# ---
+#
+# # Attention on Hopper: softmax under the product
+#
+# {% set before = rec("attention/flash_attention") %}
+# {% set tl, cudnn = before.row("attention_d128_full", provider="triton", seq_len=4096), before.row("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
+# [Flash attention](flash_attention.py) ended at {{ tl.tflops | n(0) }} TFLOP/s for 4,096 tokens and $D = 128$; cuDNN reached
+# {{ cudnn.tflops | n(0) }}, and a large matrix product {{ matmul_tflops("bfloat16", 8192) | n(0) }}. Memory is idle meanwhile, so the tensor
+# cores stand still. **What do they wait for, and why can nothing in `tl` mend it?**
+#
+# This page writes that forward again in [Gluon](../glossary.md#gluon), for one chip: Hopper
+# ([compute capability](../glossary.md#compute-capability) 9.0, H100 and H200). Gluon has no
+# [interpreter](../glossary.md#interpreter): without such a GPU you can read on, but not run.
+#
+# ## Count cycles, not bytes
+#
+# Each cycle an [SM](../glossary.md#sm) of an H200 can do 4,096 operations on its
+# [tensor cores](../glossary.md#tensor-core)
+# ([989 TFLOP/s](https://www.nvidia.com/en-us/data-center/h200/) over 132 SMs at 1.83 GHz),
+# [16 exponentials](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions),
+# or 128 ordinary operations, such as a maximum. One step of the loop, 128 queries and 128 keys:
+#
+# | cycles of one SM | $D = 128$ | $D = 64$ |
+# |---|---|---|
+# | both products, $4 \cdot 128 \cdot 128 \cdot D$ operations | 2,048 | 1,024 |
+# | 128 × 128 exponentials | 1,024 | 1,024 |
+# | scale, maximum, sum, rounding: about five operations a score | 640 | 640 |
+#
+# What share of the peak is left if products and softmax wait for each other? What if one runs under
+# the other? In turn: $2048 / (2048 + 1024 + 640) = 55\,\%$ at $D = 128$, and 38 % at 64. One under
+# the other, the longer sets the pace: at $D = 128$ the products, and the softmax is free; at
+# $D = 64$ the softmax, which allows about 60 % of the peak to the best of kernels.
+#
+# {{ diagram("hopper_timeline") }}
+#
+# So the goal is **another order**, not a faster softmax, and an order is what `tl` cannot state:
+# after `s = tl.dot(q, k.T)` the product is done, and what runs under what is up to the compiler.
+#
+# ## Gluon: the same compiler, one floor down
+#
+# Programs, blocks and masks are those you know. What `tl` decides for you, here you write:
+#
+# | | `tl` | Gluon |
+# |---|---|---|
+# | which thread holds which element | the compiler | a [layout](../glossary.md#layout) on each block |
+# | [shared memory](../glossary.md#shared-memory) | the compiler | `allocate_shared_memory` |
+# | a block arrives | `load`; `num_stages` | [TMA](../glossary.md#tma) copies it to a buffer; a *barrier* tells when it is there |
+# | a product | `tl.dot` | `warpgroup_mma` starts it ([wgmma](../glossary.md#wgmma)); `warpgroup_mma_wait(n)` returns when at most `n` run |
+# | who does what | all warps alike | `warp_specialize`: groups of [warps](../glossary.md#warp), each with its function and [registers](../glossary.md#register) |
+
+# %% tags=["copy"]
+import functools
+import heapq
+import itertools
+import math
+
+import torch
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+# %% [markdown]
+# ## The reference
+#
+# More than before: a head of keys may serve several of queries (*grouped-query attention*), and
+# keys may be more or fewer than queries; causal then aligns the ends. A query that sees no key
+# gives 0.
+
+
+# %%
+def hopper_attention_reference(q, k, v, causal=False, scale=None):
+    """Attention in plain PyTorch: the output and the log-sum-exp of every row of scores."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = q @ k.transpose(-2, -1) * scale  # [B, H, n_queries, n_keys]
+    if causal:
+        future = torch.ones_like(scores, dtype=torch.bool).triu(1 + k.shape[2] - q.shape[2])
+        scores = scores.masked_fill(future, -float("inf"))
+    # a softmax over nothing is NaN, and here 0
+    return scores.softmax(dim=-1).nan_to_num(nan=0.0) @ v, scores.logsumexp(dim=-1)
+
+
+# %% [markdown]
+# ## A warp that only loads
+#
+# One warp, the *producer*, asks for blocks; the others, the *consumers*, compute. Between them lies
+# a **ring** of buffers: filled in the order 0, 1, 0, 1, …, read in the same order, and kept apart
+# by two barriers a slot. `full` completes when as many bytes have arrived as the producer announced
+# with `expect`; consumers wait for it before they read. `free` completes when each consumer has
+# called `arrive`; the producer waits for it before it fills the slot again.
+#
+# {{ diagram("hopper_ring") }}
+#
+# A complete barrier moves on to its next *phase*, and you wait for a phase by its parity: in a ring
+# of two, step 5 is slot 1, turn 2, parity 0. The producer waits with the other parity, and so
+# passes its first turn at once. Queries have a ring of their own, two tiles deep: the next tile's
+# arrive while this one is computed. `LAG` is for rung 3; until then it is 0.
+
+
+# %% tags=["copy"]
+@gluon.jit
+def _ring(desc, n: gl.constexpr):
+    """Shared memory for `n` blocks of a descriptor."""
+    shape: gl.constexpr = [n] + desc.block_type.shape  # noqa: RUF005
+    return gl.allocate_shared_memory(desc.dtype, shape, desc.layout)
+
+
+@gluon.jit
+def _barriers(n: gl.constexpr, arrivals: gl.constexpr):
+    """`n` barriers that complete after so many arrivals."""
+    barriers = gl.allocate_shared_memory(gl.int64, [n, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(n):
+        mbarrier.init(barriers.index(i), count=arrivals)
+    return barriers
+
+
+@gluon.jit
+def _tile(tiles_ptr, i):
+    """Batch, head, first query and number of key blocks of a tile."""
+    at = tiles_ptr + 5 * i
+    return gl.load(at), gl.load(at + 1), gl.load(at + 2), gl.load(at + 3)
+
+
+@gluon.jit
+def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
+    """The loading warp: the queries of each tile, then its blocks of keys and values."""
+    q_desc, k_desc, v_desc, starts_ptr, tiles_ptr = task
+    q_ring, k_ring, v_ring, out_ring = rings
+    q_full, k_full, v_full = full
+    q_free, kv_free = free
+    GROUPS: gl.constexpr = out_ring.shape[0]
+    STAGES: gl.constexpr = k_ring.shape[0]
+    BLOCK_N: gl.constexpr = k_ring.shape[3]
+    first = gl.load(starts_ptr + gl.program_id(0))
+    step = 0
+    for i in range(first, gl.load(starts_ptr + gl.program_id(0) + 1)):
+        batch, head, start_m, blocks = _tile(tiles_ptr, i)
+        kv_head = gl.load(tiles_ptr + 5 * i + 4)
+        slot, turn = (i - first) % 2, (i - first) // 2 & 1
+        mbarrier.wait(q_free.index(slot), turn ^ 1)
+        mbarrier.expect(q_full.index(slot), GROUPS * q_desc.block_type.nbytes)
+        for group in gl.static_range(GROUPS):
+            at = [batch, head, start_m + group * q_ring.shape[3], 0]
+            block = q_ring.index(slot * GROUPS + group)
+            tma.async_copy_global_to_shared(q_desc, at, q_full.index(slot), block)
+        for j in range(blocks + LAG):
+            slot, turn = step % STAGES, step // STAGES & 1
+            mbarrier.wait(kv_free.index(slot), turn ^ 1)
+            # backwards, so that blocks that need a mask come first
+            start_n = (blocks - 1 - j) * BLOCK_N
+            if j < blocks:
+                at = [batch, kv_head, start_n, 0]
+                mbarrier.expect(k_full.index(slot), k_desc.block_type.nbytes)
+                tma.async_copy_global_to_shared(k_desc, at, k_full.index(slot), k_ring.index(slot))
+            else:
+                mbarrier.arrive(k_full.index(slot), count=1)
+            if j >= LAG:
+                at = [batch, kv_head, start_n + LAG * BLOCK_N, 0]
+                mbarrier.expect(v_full.index(slot), v_desc.block_type.nbytes)
+                tma.async_copy_global_to_shared(v_desc, at, v_full.index(slot), v_ring.index(slot))
+            else:
+                mbarrier.arrive(v_full.index(slot), count=1)
+            step += 1
+
+
+# %% [markdown]
+# The [descriptors](../glossary.md#descriptor) are four-dimensional and come from the host. Rows
+# past a head's end arrive as zeros, rows past the output's end are not written: no mask for either.
+#
+# ## Rungs 1 and 2: one consumer, two consumers
+#
+# Rung 1 is the loop of the page before with its waits in view (`LAG = 0` in the code below): start
+# $S = QK^\top$, wait, softmax, start $PV$, wait. Its one consumer, eight warps for a tile of 128
+# queries, marches in step. 55 %, we said. Rung 2 splits the tile: two consumers of four warps (a
+# *warpgroup*, what a wgmma needs), 64 queries and an accumulator each. When one waits for a product
+# the other can compute exponentials. Nobody tells them to alternate; they fall into it, since the
+# tensor cores serve one after the other.
+#
+# ## Rung 3: the softmax under its own product
+#
+# Still both may be in their softmax at once. But a consumer has independent work of its own: step
+# $j$'s softmax needs $S_j$, and the product $P_{j-1}V_{j-1}$ only what step $j - 1$ left behind. So
+# start both, then compute (`LAG = 1`: values travel one step after their keys):
+#
+# 1. start $S_j$; correct `acc` by the last `alpha`, and start adding $P_{j-1} V_{j-1}$ to it;
+# 2. wait for $S_j$ alone: its row maxima are found while the second product runs;
+# 3. wait for `acc`; give the slot, which held $K_j$ and $V_{j-1}$, back; exponentials, sums, $P_j$.
+#
+# **Layouts.** A warpgroup's result has 64 rows (`SCORES`, `ACC`); a thread holds parts of two, and
+# of every eight columns the pair at its *place* among four threads. `WEIGHTS`, how wgmma wants its
+# left operand, puts the same numbers into the same thread: scores become weights without moving.
+# One number a row is `SliceLayout(1, SCORES)`. `_row_sums` adds up what a thread holds and leaves
+# the rest for the tile's end; `_masked` compares so that column numbers are constants of the code.
+# In registers they made $D = 64$ [spill](../glossary.md#spill).
+
+
+# %% tags=["copy"]
+@gluon.jit
+def _masked(s, start_m, start_n, n_queries, n_keys, IS_CAUSAL: gl.constexpr):
+    """Scores with -inf for keys past the end or, if causal, in a query's future."""
+    parts = s.reshape([s.shape[0], s.shape[1] // 8, 4, 2])  # [rows, i, place, bit]
+    ROW: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(3, parts.type.layout))
+    COL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, parts.type.layout))
+    rows = start_m + gl.arange(0, s.shape[0], gl.SliceLayout(1, ROW))
+    place = gl.arange(0, 4, gl.SliceLayout(0, ROW))
+    i = gl.arange(0, s.shape[1] // 8, gl.SliceLayout(1, COL))
+    bit = gl.arange(0, 2, gl.SliceLayout(0, COL))
+    last = (rows - n_queries if IS_CAUSAL else rows * 0 - 1) + n_keys
+    last = (last - start_n)[:, None] - 2 * place[None, :]  # [rows, place]
+    cols = 8 * i[:, None] + bit[None, :]  # [i, bit]
+    seen = cols.expand_dims(0).expand_dims(2) <= last.expand_dims(1).expand_dims(3)
+    parts = gl.where(seen, parts, -float("inf"))
+    return gl.convert_layout(parts.reshape(s.shape), s.type.layout)
+
+
+@gluon.jit
+def _row_sums(p):
+    """Sums over those columns of a row that one thread holds: `[rows, 4]`."""
+    return gl.sum(gl.sum(p.reshape([p.shape[0], p.shape[1] // 8, 4, 2]), axis=3), axis=1)
+
+
+@gluon.jit
+def _store(out_desc, at, buffer, acc, lse_ptr, row_max, row_sum, n_queries):
+    """Divides by the sums; stores log-sum-exp and, through shared memory, the output."""
+    rows = at[2] + gl.arange(0, acc.shape[0], row_max.type.layout)
+    # back from powers of 2; a row that sees no key has the sum 0, so -inf, and the output 0
+    lse = (row_max + gl.log2(row_sum)) * 0.6931471805599453
+    gl.store(lse_ptr + rows, lse, mask=rows < n_queries)
+    row_sum = gl.where(row_sum == 0.0, 1.0, row_sum)
+    acc *= gl.convert_layout(1.0 / row_sum, gl.SliceLayout(1, acc.type.layout))[:, None]
+    # the output of the tile before must have left the buffer
+    tma.store_wait(pendings=0)
+    buffer.reshape(acc.shape).store(acc.to(out_desc.dtype))
+    hopper.fence_async_shared()
+    tma.async_copy_shared_to_global(out_desc, at, buffer)
+
+
+@gluon.jit
+def _start(a, ring, full, slot, turn, acc, IS_SCORES: gl.constexpr):
+    """Waits for keys or values; starts scores (queries by keys) or output (weights by values)."""
+    mbarrier.wait(full.index(slot), turn)
+    b = ring.index(slot).reshape([ring.shape[3], ring.shape[4]])
+    b = b.permute([1, 0]) if IS_SCORES else b
+    return hopper.warpgroup_mma(a, b, acc, use_acc=not IS_SCORES, is_async=True)
+
+
+@gluon.jit
+def _scaled(x, factors):
+    """`x`, each row times its factor."""
+    return x * gl.convert_layout(factors, gl.SliceLayout(1, x.type.layout))[:, None]
+
+
+@gluon.jit
+def _attend(
+    task, rings, full, free,
+    LAG: gl.constexpr, GROUP: gl.constexpr, IS_CAUSAL: gl.constexpr, MASKED: gl.constexpr,
+):  # fmt: skip
+    """Consumer `GROUP`: attention of its rows of each tile."""
+    out_desc, lse_ptr, starts_ptr, tiles_ptr, n_heads, n_queries, n_keys, scale_log2 = task
+    q_ring, k_ring, v_ring, out_ring = rings
+    q_full, k_full, v_full = full
+    q_free, kv_free = free
+    STAGES: gl.constexpr = k_ring.shape[0]
+    ROWS: gl.constexpr = q_ring.shape[3]
+    BLOCK_N: gl.constexpr = k_ring.shape[3]
+    HEAD_DIM: gl.constexpr = k_ring.shape[4]
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, BLOCK_N, 16])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, HEAD_DIM, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=ACC, k_width=2)
+    zeros = gl.zeros([ROWS, BLOCK_N], gl.float32, SCORES)
+    first = gl.load(starts_ptr + gl.program_id(0))
+    step = 0
+    for i in range(first, gl.load(starts_ptr + gl.program_id(0) + 1)):
+        batch, head, start_m, blocks = _tile(tiles_ptr, i)
+        start_m += GROUP * ROWS
+        q_slot, q_turn = (i - first) % 2, (i - first) // 2 & 1
+        q = q_ring.index(q_slot * out_ring.shape[0] + GROUP).reshape([ROWS, HEAD_DIM])
+        acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, ACC)
+        # finite: a row may see nothing of its first block, and -inf - -inf is NaN
+        row_max = gl.full([ROWS], -1e30, gl.float32, gl.SliceLayout(1, SCORES))
+        alpha = gl.full([ROWS], 1.0, gl.float32, gl.SliceLayout(1, SCORES))
+        row_sums = _row_sums(zeros)
+        mbarrier.wait(q_full.index(q_slot), q_turn)
+        if LAG == 1:
+            # the first block's softmax has no product to run under
+            slot, turn = step % STAGES, step // STAGES & 1
+            s = _start(q, k_ring, k_full, slot, turn, zeros, True)
+            s = hopper.warpgroup_mma_wait(0, deps=(s,))
+            mbarrier.arrive(kv_free.index(slot), count=1)
+            if MASKED > 0:
+                s = _masked(s, start_m, (blocks - 1) * BLOCK_N, n_queries, n_keys, IS_CAUSAL)
+            row_max = gl.maximum(row_max, gl.max(s, axis=1))
+            p = gl.exp2(s * scale_log2 - (row_max * scale_log2)[:, None])
+            row_sums = _row_sums(p)
+            weights = gl.convert_layout(p.to(q.dtype), WEIGHTS)
+            step += 1
+        for j in range(LAG, blocks):
+            slot, turn = step % STAGES, step // STAGES & 1
+            s = _start(q, k_ring, k_full, slot, turn, zeros, True)
+            if LAG == 1:
+                # waits for nothing, but holds the correction behind the start of the product
+                acc, alpha = hopper.warpgroup_mma_wait(1, deps=(acc, alpha))
+                acc = _scaled(acc, alpha)
+                acc = _start(weights, v_ring, v_full, slot, turn, acc, False)
+            s = hopper.warpgroup_mma_wait(LAG, deps=(s,))
+            if MASKED > LAG:
+                if j < MASKED:
+                    start_n = (blocks - 1 - j) * BLOCK_N
+                    s = _masked(s, start_m, start_n, n_queries, n_keys, IS_CAUSAL)
+            new_max = gl.maximum(row_max, gl.max(s, axis=1))
+            alpha = gl.exp2((row_max - new_max) * scale_log2)
+            row_max = new_max
+            if LAG == 1:
+                acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
+                mbarrier.arrive(kv_free.index(slot), count=1)
+            p = gl.exp2(s * scale_log2 - (row_max * scale_log2)[:, None])
+            row_sums = _scaled(row_sums, alpha) + _row_sums(p)
+            weights = gl.convert_layout(p.to(q.dtype), WEIGHTS)
+            if LAG == 0:
+                acc = _scaled(acc, alpha)
+                acc = _start(weights, v_ring, v_full, slot, turn, acc, False)
+                acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
+                mbarrier.arrive(kv_free.index(slot), count=1)
+            step += 1
+        mbarrier.arrive(q_free.index(q_slot), count=1)
+        if LAG == 1:
+            slot, turn = step % STAGES, step // STAGES & 1
+            acc = _scaled(acc, alpha)
+            acc = _start(weights, v_ring, v_full, slot, turn, acc, False)
+            acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
+            mbarrier.arrive(kv_free.index(slot), count=1)
+            step += 1
+        row_sum = gl.convert_layout(gl.sum(row_sums, axis=1), row_max.type.layout)
+        at, lse_at = [batch, head, start_m, 0], (batch * n_heads + head).to(gl.int64) * n_queries
+        out_buffer, row_max = out_ring.index(GROUP), row_max * scale_log2
+        _store(out_desc, at, out_buffer, acc, lse_ptr + lse_at, row_max, row_sum, n_queries)
+    tma.store_wait(pendings=0)
+
+
+@gluon.jit(do_not_specialize=["n_heads", "n_queries", "n_keys"])
+def hopper_attention_kernel(
+    q_desc, k_desc, v_desc, out_desc, lse_ptr, starts_ptr, tiles_ptr,
+    n_heads, n_queries, n_keys, scale_log2,
+    LAG: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, IS_CAUSAL: gl.constexpr,
+    MASKED: gl.constexpr, REGISTERS: gl.constexpr, LOAD_REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """Attention of this program's tiles; `MASKED` is the number of blocks that may need a mask."""
+    load = (q_desc, k_desc, v_desc, starts_ptr, tiles_ptr)
+    task = (out_desc, lse_ptr, starts_ptr, tiles_ptr, n_heads, n_queries, n_keys, scale_log2)
+    q_ring, out_ring = _ring(q_desc, 2 * GROUPS), _ring(out_desc, GROUPS)
+    rings = (q_ring, _ring(k_desc, STAGES), _ring(v_desc, STAGES), out_ring)
+    full = (_barriers(2, 1), _barriers(STAGES, 1), _barriers(STAGES, 1))
+    free = (_barriers(2, GROUPS), _barriers(STAGES, GROUPS))
+    if GROUPS == 1:
+        gl.warp_specialize([
+            (_attend, (task, rings, full, free, LAG, 0, IS_CAUSAL, MASKED)),
+            (_load_tiles, (load, rings, full, free, LAG)),
+        ], [1], [LOAD_REGISTERS])  # fmt: skip
+    elif GROUPS == 2:
+        gl.warp_specialize([
+            (_attend, (task, rings, full, free, LAG, 0, IS_CAUSAL, MASKED)),
+            (_attend, (task, rings, full, free, LAG, 1, IS_CAUSAL, MASKED)),
+            (_load_tiles, (load, rings, full, free, LAG)),
+        ], [4, 1], [REGISTERS, LOAD_REGISTERS])  # fmt: skip
+    else:
+        gl.warp_specialize([
+            (_attend, (task, rings, full, free, LAG, 0, IS_CAUSAL, MASKED)),
+            (_attend, (task, rings, full, free, LAG, 1, IS_CAUSAL, MASKED)),
+            (_attend, (task, rings, full, free, LAG, 2, IS_CAUSAL, MASKED)),
+            (_load_tiles, (load, rings, full, free, LAG)),
+        ], [4, 4, 1], [REGISTERS, REGISTERS, LOAD_REGISTERS])  # fmt: skip
+
+
+# %% [markdown]
+# A wait holds what its `deps` name; other arithmetic the compiler may move. One wait here waits for
+# nothing (one product may run, and one does), but keeps the correction behind the start of $S_j$.
+#
+# **Registers** decide the tile. An SM has 65,536: two consumers at 240 a thread and the loader's
+# warps, which give theirs up, at 24. At $D = 64$ `acc` is half as large, and three consumers at 160
+# fit: more exponentials in flight, but coarser tiles, so for many keys only.
+#
+# ## Rung 4: who takes which tile
+#
+# With one program for each tile, every tile begins with an empty ring and ends with idle tensor
+# cores. A [persistent kernel](../glossary.md#persistent-kernel) has as many programs as SMs, each
+# with a list of tiles: while one is stored the next is loading. In which order?
+#
+# {{ diagram("hopper_schedule") }}
+#
+# *Longest first, each to whoever is free earliest*, in groups of heads whose keys and values fit a
+# part of [L2](../glossary.md#l2). All of it is known before the launch: a table, made once a shape
+# on the host and kept. The kernel does not know how; rung 3 is this kernel with one tile a program.
+
+
+# %% tags=["copy"]
+BLOCK_N, STAGES = 128, 2
+# consumers: registers of a thread that computes, of one that loads, of all at launch
+REGISTERS = {1: (240, 24, 168), 2: (240, 24, 168), 3: (160, 32, 128)}
+# keys and values of heads that run together, causal
+GROUP_BYTES = 16 << 20
+# how TMA writes a block and wgmma reads it, swizzled so that no bank is met twice
+_layout = functools.lru_cache(gl.NVMMASharedLayout.get_default_for)
+
+
+@functools.lru_cache(maxsize=256)
+def _schedule(sizes, causal, block_m, programs, device):
+    """Int32 tensors: where each program's part of the list of tiles starts, and the list."""
+    batch, heads, shared_by, n_queries, n_keys, head_dim = sizes
+    tiles, together = [], 1
+    for start_m in range(0, n_queries, block_m):
+        seen = min(start_m + block_m, n_queries) + n_keys - n_queries if causal else n_keys
+        # one block even if it is masked entirely
+        tiles.append((start_m, max(1, triton.cdiv(seen, BLOCK_N))))
+    if causal and programs:
+        tiles.reverse()
+        together = max(1, GROUP_BYTES // (4 * n_keys * head_dim)) * shared_by
+    work = [
+        (head // heads, head % heads, *tile, head % heads // shared_by)
+        for first in range(0, batch * heads, together)
+        for tile in tiles
+        for head in range(first, min(first + together, batch * heads))
+    ]
+    if causal and programs:
+        # the last by length alone, so that programs end together
+        last = max(0, len(work) - 3 * programs)
+        work[last:] = sorted(work[last:], key=lambda tile: -tile[3])
+    lists = [[] for _ in range(programs or len(work))]
+    free_at = [(0, program) for program in range(len(lists))]
+    for tile in work:
+        time, program = heapq.heappop(free_at)
+        lists[program].append(tile)
+        # to load the queries and store the output takes about as long as one more block
+        heapq.heappush(free_at, (time + tile[3] + 1, program))
+    starts = [0, *itertools.accumulate(map(len, lists))]
+    tables = starts, [*itertools.chain(*lists)]
+    return [torch.tensor(table, dtype=torch.int32).to(device) for table in tables]
+
+
+@functools.lru_cache
+def _sms(device: torch.device) -> int:
+    """The number of SMs of a Hopper GPU; refuses others."""
+    gpu = torch.cuda.get_device_properties(device)
+    if (gpu.major, gpu.minor) != (9, 0):
+        raise ValueError(f"hopper_attention needs an H100 or H200 (sm_90), this is {gpu.name}")
+    return gpu.multi_processor_count
+
+
+def _plan(q, k, v, out, lse, causal, scale, groups=None, lag=1, persistent=True):
+    """Grid, arguments and options of the launch; the last three choose a rung."""
+    batch, heads, n_queries, head_dim = q.shape
+    shared_by, n_keys = heads // k.shape[1], k.shape[2]
+    many = n_keys > (8000 if causal else 2000)
+    groups = groups or (3 if head_dim == 64 and many else 2)
+    rows = 128 if groups == 1 else 64
+    n_tiles = batch * heads * triton.cdiv(n_queries, rows * groups)
+    programs = min(n_tiles, _sms(q.device)) if persistent else None
+    sizes = (batch, heads, shared_by, n_queries, n_keys, head_dim)
+    starts, tiles = _schedule(sizes, causal, rows * groups, programs, q.device)
+    # how many blocks need a mask: the last if it is not full, or those that the diagonal can touch
+    masked = int(n_keys % BLOCK_N != 0)
+    if causal:
+        masked = groups // 3 + (1 if (n_keys - n_queries) % BLOCK_N == 0 else 2)
+    dtype = gl.float16 if q.dtype == torch.float16 else gl.bfloat16
+    blocks = [(1, 1, n, head_dim) for n in (rows, BLOCK_N, BLOCK_N, rows)]
+    descs = (
+        TensorDescriptor.from_tensor(x, block, _layout(block, dtype))
+        for x, block in zip((q, k, v, out), blocks, strict=True)
+    )
+    arguments = (
+        *descs, lse, starts, tiles, heads, n_queries, n_keys, scale * math.log2(math.e),
+        lag, groups, STAGES, causal, masked, *REGISTERS[groups][:2],
+    )  # fmt: skip
+    options = {"num_warps": 8 if groups == 1 else 4, "maxnreg": REGISTERS[groups][2]}
+    return (programs or n_tiles,), arguments, options
+
+
+def hopper_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool = False,
+    scale: float | None = None, return_lse: bool = False, out: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Attention, `softmax(scale * q @ k.T) @ v` of every head, on a Hopper GPU. Forward only.
+
+    Args:
+        q: Queries `(B, H, n_queries, D)`, float16 or bfloat16, D 64 or 128; any strides whose rows
+            are adjacent numbers and begin at multiples of 16 bytes.
+        k: Keys `(B, H_kv, n_keys, D)`; query head h reads key head `h // (H // H_kv)`.
+        v: Values, like `k`.
+        causal: Whether a query sees only keys up to its place; the last query has the last key's.
+        scale: Factor of the scores, positive; `D ** -0.5` if None.
+        return_lse: Whether to return the log-sum-exp of the scaled scores as well.
+        out: Where to write the result, like `q`; a new contiguous tensor if None.
+
+    Returns:
+        The output, like `q`, and with `return_lse` float32 `(B, H, n_queries)`; no key: 0, -inf.
+
+    Raises:
+        TypeError: The dtype is neither of the two, or differs between the inputs.
+        ValueError: Shape, strides, device or scale are not as above, or an input wants a gradient.
+    """
+    tensors = {"q": q, "k": k, "v": v} | ({} if out is None else {"out": out})
+    for name, x in tensors.items():
+        if x.dtype not in (torch.float16, torch.bfloat16) or x.dtype != q.dtype:
+            raise TypeError(f"hopper_attention takes float16 or bfloat16; {name} is {x.dtype}")
+        if x.dim() != 4 or x.shape[3] not in (64, 128) or x.device != q.device:
+            told = f"one device and (B, H, S, 64 or 128); {name} is {[*x.shape]} on {x.device}"
+            raise ValueError(f"hopper_attention takes {told}")
+        aligned = x.data_ptr() % 16 == 0 and all(n % 8 == 0 for n in x.stride()[:3])
+        if not aligned or x.stride(3) != 1 or x.stride(2) < x.shape[3]:
+            told = f"rows at multiples of 16 bytes: call contiguous(); {name} has {x.stride()}"
+            raise ValueError(f"hopper_attention takes {told}")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"hopper_attention has no backward, and {name} requires a gradient")
+    fits = k.shape == v.shape and q.shape[::3] == k.shape[::3]
+    fits &= q.shape[1] % k.shape[1] == 0 if k.shape[1] else q.shape[1] == 0
+    if not fits or (out is not None and out.shape != q.shape):
+        told = ", ".join(f"{name} {[*x.shape]}" for name, x in tensors.items())
+        raise ValueError(f"hopper_attention takes k and v alike that fit q, out like q; got {told}")
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"hopper_attention takes a positive, finite scale, got {scale}")
+    if not q.is_cuda:
+        remedy = "Gluon has no interpreter, so TRITON_INTERPRET=1 does not help"
+        raise ValueError(f"hopper_attention needs a Hopper GPU, got {q.device}; {remedy}")
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    if q.numel() and k.numel():
+        grid, arguments, options = _plan(q, k, v, out, lse, causal, scale)
+        with torch.cuda.device_of(q):
+            hopper_attention_kernel[grid](*arguments, **options)
+    else:
+        out.zero_()
+        lse.fill_(-float("inf"))
+    return (out, lse) if return_lse else out
+
+
+# %% [markdown]
+# ## Is it right?
+#
+# Every rung against float64: blocks and tiles that are not full, fewer keys than queries and more,
+# shared heads, queries that see no key, huge scores, maxima that rise whichever way the loop goes.
+# Outputs lie in frames. Errors are in percent of the rounding of weights and output.
+
+
+# %% tags=["fold"]
+RUNGS = {
+    "three": {"groups": 3},  # for D = 64
+    "one": {"groups": 1, "lag": 0, "persistent": False},
+    "two": {"groups": 2, "lag": 0, "persistent": False},
+    "overlap": {"persistent": False},
+    "persistent": {},
+}
+
+
+def run_rung(rung, q, k, v, out, lse, causal, scale):
+    """A function that launches one rung of the ladder."""
+    grid, arguments, options = _plan(q, k, v, out, lse, causal, scale, **RUNGS[rung])
+    return lambda: hopper_attention_kernel[grid](*arguments, **options)
+
+
+def check(device: str = "cuda") -> None:
+    """Compares every rung with float64; raises AssertionError where they differ."""
+    if device != "cuda":
+        raise RuntimeError("Gluon has no interpreter: this check needs a Hopper GPU")
+    # batch, heads of queries and of keys, queries, keys
+    cases = [(2, 6, 2, 1000, 1000), (1, 5, 5, 300, 1111), (1, 4, 1, 1111, 300), (1, 1, 1, 1, 1)]
+    cases += [(2, 3, 3, 127, 127), (1, 4, 2, 256, 256), (1, 2, 2, 512, 384), (1, 2, 2, 99, 999)]
+    cases += [(1, 2, 1, 4097, 4097), (2, 40, 8, 640, 1024)]
+    for head_dim, dtype in itertools.product((64, 128), (torch.bfloat16, torch.float16)):
+        worst = worst_lse = 0.0
+        rungs = list(RUNGS)[head_dim // 128 :] if dtype == torch.bfloat16 else ["persistent"]
+        for rung, causal, case in itertools.product(rungs, (False, True), cases):
+            batch, heads, kv_heads, n_queries, n_keys = case
+            torch.manual_seed(n_queries)
+            q = torch.randn(batch, n_queries, heads, head_dim, device=device) + 0.3
+            k, v = torch.randn(2, batch, n_keys, kv_heads, head_dim, device=device)
+            q *= 60 if n_queries == 99 else 1  # huge scores
+            k *= torch.linspace(-2, 2, n_keys, device=device).abs()[:, None, None] + 0.3
+            q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))
+            frame = q.new_full((batch, heads, n_queries + 200, head_dim), float("nan"))
+            out, lse = frame[:, :, :n_queries], q.new_zeros(q.shape[:3], dtype=torch.float32)
+            if rung == "persistent":
+                options = {"causal": causal, "scale": 0.11, "return_lse": True}
+                _, lse = hopper_attention(q, k, v, out=out, **options)
+            else:
+                run_rung(rung, q, k, v, out, lse, causal, 0.11)()
+            inputs = (x.double() for x in (q, k, v))
+            want, want_lse = hopper_attention_reference(*inputs, causal=causal, scale=0.11)
+            none = want_lse.isneginf()
+            error = (out - want).abs().max().item() / torch.finfo(dtype).eps / v.abs().max().item()
+            lse_error = (lse - want_lse).where(~none, 0.0).abs().max().item()
+            about = f"{rung}, D = {head_dim}, {dtype}, causal {causal}, {case}"
+            empty = not out[none].any() and lse[none].isneginf().all()
+            assert empty and frame[:, :, n_queries:].isnan().all(), f"keyless rows, end: {about}"
+            assert error <= 1 and lse_error <= 1e-3, f"off by {error}, {lse_error}: {about}"
+            worst, worst_lse = max(worst, error), max(worst_lse, lse_error)
+        print(f"D = {head_dim:3} {str(dtype)[6:]:8} {worst:3.0%}, log-sum-exp {worst_lse:.0e}")
+
+
+if __name__ == "__main__":
+    check("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% [markdown]
+# ## Is it fast?
+#
+# Sixteen heads, and as many sequences as make 16,384 tokens; single launches, cool. Before you
+# look: which rung gains most, and which one mainly if the attention is causal?
+
+
+# %% tags=["fold"]
+def bench(measure):
+    """Benchmarks of this page; see scripts/measure.py for how each time is taken."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def cudnn(*inputs, **options):
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return torch.nn.functional.scaled_dot_product_attention(*inputs, **options)
+
+    for head_dim, causal in itertools.product((128, 64), (False, True)):
+        rows = []
+        for n in (512, 1000, 1024, 4096, 4097, 16384):
+            q, k, v = torch.randn(3, 16384 // n, 16, n, head_dim, device="cuda").bfloat16()
+            out, lse = torch.empty_like(q), torch.empty(q.shape[:3], device="cuda")
+            calls = {"triton": functools.partial(hopper_attention, q, k, v, causal=causal)}
+            calls["sdpa_cudnn"] = functools.partial(cudnn, q, k, v, is_causal=causal)
+            for rung in ("one", "two", "overlap") if n in (4096, 16384) else ():
+                calls[f"triton_{rung}"] = run_rung(rung, q, k, v, out, lse, causal, head_dim**-0.5)
+            size = {"seq_len": n, "batch": len(q), "head_dim": head_dim, "causal": causal}
+            size |= {"bytes": 8 * q.numel(), "flops": 4 * q.numel() * n // (2 if causal else 1)}
+            timings = measure(calls, hot=n == 4096, host=n == 512)
+            rows += [{"provider": p, **size, **timing} for p, timing in timings.items()]
+        kind = "causal" if causal else "full"
+        title = f"Attention forward, {kind}, 16 heads × {head_dim}, about 16,384 tokens, bfloat16"
+        about = {"dtype": "bfloat16", "mode": "forward", "ceiling": "matmul", "x": "seq_len"}
+        yield about | {"name": f"hopper_d{head_dim}_{kind}", "title": title, "rows": rows}
+
+
+# %% [markdown]
+# {{ figure("hopper_d128_full", providers=["triton", "triton_one", "triton_two", "triton_overlap", "sdpa_cudnn"], caption="D = 128, full: with the softmax under the product, past cuDNN.") }}
+#
+# {{ figure("hopper_d128_causal", providers=["triton", "triton_one", "triton_two", "triton_overlap", "sdpa_cudnn"], caption="D = 128, causal: who takes which tile counts as much as what runs under what.") }}
+#
+# TFLOP/s at 4,096 tokens; the last two columns back to back, at the lower clock of the power limit:
+# {% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for n in [4096, 16384] %}{{ claim(row("hopper_" ~ kind, provider="triton", seq_len=n).ms * 1.02 < row("hopper_" ~ kind, provider="sdpa_cudnn", seq_len=n).ms) }}{% endfor %}{% endfor %}
+#
+# | | one | two | overlap | all | cuDNN | all, hot | cuDNN, hot |
+# |---|---|---|---|---|---|---|---|
+# {% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}
+# | {{ kind.replace("d", "D = ").replace("_", ", ") }} {% for p in ["triton_one", "triton_two", "triton_overlap", "triton", "sdpa_cudnn"] %}| {{ row("hopper_" ~ kind, provider=p, seq_len=4096).tflops | n(0) }} {% endfor %}{% for p in ["triton", "sdpa_cudnn"] %}| {{ row("hopper_" ~ kind, provider=p, seq_len=4096).tflops_hot | n(0) }} {% endfor %}|
+# {% endfor %}
+#
+# Of the library's matrix rate, full attention at $D = 128$ reaches {{ row("hopper_d128_full", provider="triton_one", seq_len=4096).percent | pct }} on rung 1, {{ row("hopper_d128_full", provider="triton", seq_len=4096).percent | pct }} on the last.
+# What warps wait for on each, and how long tensor cores work, tells `ncu --set full`.
+#
+# ## Where it loses, and what survives
+#
+# {% set odd, even = row("hopper_d128_full", provider="triton", seq_len=4097), row("hopper_d128_full", provider="triton", seq_len=4096) %}
+# {% for kind in ["full", "causal"] %}{{ claim(row("hopper_d128_" ~ kind, provider="triton", seq_len=4097).tflops > 0.85 * row("hopper_d128_" ~ kind, provider="triton", seq_len=4096).tflops) }}{% endfor %}
+# One token more than whole tiles costs little: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097. **Short sequences** are slower:
+# a tile's first softmax and last product hide under nothing. **Small work** waits for the host, {{ row("hopper_d128_full", provider="triton", seq_len=512).host_us | n(0) }} µs a call
+# and for new lengths milliseconds more. **Power**: under this load the clock sinks, and little is
+# left at $D = 128$. **Other chips**: Ampere has neither wgmma nor TMA, Blackwell keeps accumulators
+# elsewhere. Counting, ring and longest-first survive; this code does not.
+#
+# ## What to remember
+#
+# 1. Count each unit's cycles. Their sum is a loop in turn, their maximum the best there is.
+# 2. State the order that you want in what depends on what: start, start, wait for one, wait.
+# 3. Give warps roles, and let barriers say when. Then who does what, and when, is data.
+#
+# ## Exercises
+#
+# ??? question "1 (easy): a third stage for the ring, `STAGES = 3`. Does it fit? Does it help?"
+#     ??? success "Answer"
+#         At $D = 128$ a stage is 64 KB, queries and outputs take 96: no. At 64 it fits and gains
+#         nothing: the producer is a block ahead already, which is all that a ring is for.
+#
+# ??? question "2 (hard): no table. Let programs draw their next tile from a counter in memory."
+#     ??? success "Answer"
+#         The producer draws with `gl.atomic_add` and passes the number on through a small ring in
+#         shared memory. Who draws past the end stops, and the last to do so resets the counter.
+#
+# ## Use it in your project
+#
+# ```python
+# from hopper_attention import hopper_attention
+# out, lse = hopper_attention(q, k, v, causal=True, return_lse=True)  # (B, H, S, D), D 64 or 128
+# ```
+#
+# API: [`hopper_attention`][examples.attention.hopper_attention.hopper_attention]. On other GPUs use the [page before](flash_attention.py).

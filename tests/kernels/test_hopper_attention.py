@@ -1,0 +1,406 @@
+"""hopper_attention: what compiles, how tiles are dealt out, and on a Hopper GPU the results.
+
+Gluon has no interpreter. Without a GPU every variant is compiled for sm_90, by this file run as a
+script, and its machine code is looked at.
+"""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+on_hopper = pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
+DTYPES = [torch.float16, torch.bfloat16]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+both_kinds = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+SHARED_LIMIT = 227 << 10  # bytes that a program may have on compute capability 9.0
+
+# rung, head_dim, dtype, causal, queries, keys
+VARIANTS = [
+    (rung, head_dim, "bfloat16", causal, queries, keys)
+    for rung, head_dim, causal in itertools.product(
+        ("one", "two", "persistent", "three"), (64, 128), (False, True)
+    )
+    for queries, keys in ((1024, 1024), (300, 1111))
+    if (rung, head_dim) != ("three", 128)
+] + [("persistent", head_dim, "float16", True, 1000, 1000) for head_dim in (64, 128)]
+
+
+def compile_all() -> None:
+    """Compiles every variant for sm_90 on a machine without a GPU; prints a JSON list of facts."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    class Driver:
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self):
+            return 0
+
+        def get_current_stream(self, device=0):
+            return 0
+
+    triton.runtime.driver.set_active(Driver())
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples/attention"))
+    import hopper_attention as lecture
+
+    lecture._sms = lambda device: 132
+    facts = []
+    for rung, head_dim, dtype, causal, queries, keys in VARIANTS:
+        q = torch.empty(2, 4, queries, head_dim, dtype=getattr(torch, dtype))
+        k, lse = q.new_empty(2, 2, keys, head_dim), torch.empty(2, 4, queries)
+        choice = lecture.RUNGS[rung]
+        grid, arguments, options = lecture._plan(q, k, k, q, lse, causal, 0.1, **choice)
+        compiled = lecture.hopper_attention_kernel.warmup(*arguments, grid=grid, **options)
+        ptx = compiled.asm["ptx"]
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "kernel.ptx"
+            source.write_text(ptx)
+            command = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", source]
+            command += ["-o", source.with_suffix(".cubin")]
+            told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        facts.append({
+            "shared": compiled.metadata.shared,
+            "wgmma": ptx.count("wgmma.mma_async"),
+            "loads": len(re.findall(r"cp\.async\.bulk\.tensor\.4d\.shared", ptx)),
+            "stores": len(re.findall(r"cp\.async\.bulk\.tensor\.4d\.global", ptx)),
+            "setmaxnreg": ptx.count("setmaxnreg"),
+            "registers": int(re.search(r"Used (\d+) registers", told)[1]),
+            "spills": sum(map(int, re.findall(r"(\d+) bytes spill", told))),
+            "serialized": "serialized" in told,
+        })  # fmt: skip
+    print(json.dumps(facts))
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, __file__]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    return dict(zip(VARIANTS, json.loads(result.stdout), strict=True))
+
+
+@pytest.mark.interpreter  # a GPU's tests compile and run them
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v)))
+def test_machine_code(compiled, variant):
+    rung, head_dim, *_ = variant
+    facts = compiled[variant]
+    consumers = {"one": 1, "two": 2, "persistent": 2, "three": 3}[rung]
+    # softmax under product has a first and a last step of its own
+    products = (head_dim // 16 + 128 // 16) * (1 if rung in ("one", "two") else 2)
+    assert facts["wgmma"] == consumers * products
+    # TMA moves 64 columns at a time: queries of each consumer, keys, values
+    assert facts["loads"] >= head_dim // 64 * (consumers + 2)
+    assert facts["stores"] >= consumers
+    assert facts["shared"] <= SHARED_LIMIT
+    assert facts["spills"] == 0 and not facts["serialized"]
+    assert facts["setmaxnreg"] >= 2
+    assert facts["registers"] * 128 * (1 + max(consumers, 2)) <= 65536
+
+
+sizes = st.tuples(
+    st.integers(1, 3), st.sampled_from([(1, 1), (2, 1), (6, 2), (5, 5)]), st.integers(1, 1500),
+    st.integers(1, 1500), st.sampled_from([(64, 192), (64, 128), (128, 128)]), st.booleans(),
+    st.sampled_from([None, 1, 7, 132]),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes)
+def test_every_tile_is_dealt_out_once(lecture, size):
+    batch, (heads, kv_heads), n_queries, n_keys, (head_dim, block_m), causal, programs = size
+    shape = (batch, heads, heads // kv_heads, n_queries, n_keys, head_dim)
+    starts, tiles = lecture._schedule(shape, causal, block_m, programs, torch.device("cpu"))
+    starts, tiles = starts.tolist(), tiles.view(-1, 5).tolist()
+    assert starts[0] == 0 and starts[-1] == len(tiles) and starts == sorted(starts)
+    assert len(starts) == 1 + (programs or len(tiles))
+    every = itertools.product(range(batch), range(heads), range(0, n_queries, block_m))
+    assert sorted(tuple(tile[:3]) for tile in tiles) == list(every)
+    for _, head, start_m, blocks, kv_head in tiles:
+        assert kv_head == head * kv_heads // heads
+        last_query = min(start_m + block_m, n_queries) - 1
+        last_key = last_query + n_keys - n_queries if causal else n_keys - 1
+        assert blocks == max(0, last_key) // 128 + 1
+    if programs:
+        loads = [sum(t[3] + 1 for t in tiles[a:b]) for a, b in itertools.pairwise(starts)]
+        longest = max(t[3] + 1 for t in tiles)
+        assert max(loads) <= sum(loads) / programs + longest
+
+
+def test_a_new_schedule_is_made_once(lecture):
+    arguments = ((1, 2, 1, 700, 700, 64), True, 192, 5, torch.device("cpu"))
+    assert lecture._schedule(*arguments)[1] is lecture._schedule(*arguments)[1]
+
+
+@pytest.mark.parametrize(("heads", "n"), [(64, 4096), (16, 16384), (64, 4097), (256, 1024)])
+def test_programs_of_a_causal_launch_end_together(lecture, heads, n):
+    shape = (1, heads, 1, n, n, 128)
+    starts, tiles = lecture._schedule(shape, True, 128, 132, torch.device("cpu"))
+    blocks = (tiles.view(-1, 5)[:, 3] + 1).tolist()
+    loads = [sum(blocks[a:b]) for a, b in itertools.pairwise(starts.tolist())]
+    assert max(loads) <= 1.06 * sum(loads) / len(loads)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([1, 2, 3]), st.booleans())
+def test_blocks_without_a_mask_need_none(lecture, n_queries, n_keys, groups, causal):
+    q, k = torch.empty(1, 1, n_queries, 64).half(), torch.empty(1, 1, n_keys, 64).half()
+    sms, lecture._sms = lecture._sms, lambda device: 2
+    try:
+        lse = torch.empty(1, 1, n_queries)
+        _, arguments, _ = lecture._plan(q, k, k, q, lse, causal, 1.0, groups=groups)
+    finally:
+        lecture._sms = sms
+    tiles, masked = arguments[6].view(-1, 5).tolist(), arguments[-3]
+    assert masked <= 3
+    for _, _, start_m, blocks, _ in tiles:
+        for j in range(masked, blocks):
+            last_key = (blocks - j) * 128 - 1
+            first_row = start_m
+            seen = first_row + n_keys - n_queries if causal else n_keys - 1
+            assert last_key <= seen, (start_m, blocks, j)
+
+
+def test_the_check_needs_a_gpu(lecture):
+    with pytest.raises(RuntimeError, match="no interpreter"):
+        lecture.check("cpu")
+
+
+def refusals():
+    yield "float32", TypeError, lambda q: ((q.float(),) * 3, {})
+    yield "mixed", TypeError, lambda q: ((q, q.bfloat16(), q), {})
+    yield "lengths of k and v", ValueError, lambda q: ((q, q, q[:, :, 1:]), {})
+    yield "batches", ValueError, lambda q: ((q, q[:1], q[:1]), {})
+    yield "heads", ValueError, lambda q: ((q, q[:, :4], q[:, :4]), {})
+    yield "more heads of keys", ValueError, lambda q: ((q[:, :3], q, q), {})
+    yield "no heads of keys", ValueError, lambda q: ((q, q[:, :0], q[:, :0]), {})
+    yield "head_dim 32", ValueError, lambda q: ((q[..., :32],) * 3, {})
+    yield "head_dims", ValueError, lambda q: ((q, q.repeat(1, 1, 1, 2), q.repeat(1, 1, 1, 2)), {})
+    yield "three dimensions", ValueError, lambda q: ((q[0],) * 3, {})
+    yield "scale 0", ValueError, lambda q: ((q, q, q), {"scale": 0.0})
+    yield "scale NaN", ValueError, lambda q: ((q, q, q), {"scale": float("nan")})
+    yield "gradient", ValueError, lambda q: ((q.clone().requires_grad_(), q, q), {})
+    yield "out of another shape", ValueError, lambda q: ((q, q, q), {"out": q[:, :, 1:]})
+    yield "columns", ValueError, lambda q: ((q, q, q.mT.contiguous().mT), {})
+    yield "odd rows", ValueError, lambda q: ((q, q, q.repeat(1, 1, 1, 2)[..., :65][..., 1:]), {})
+    yield "odd row stride", ValueError, lambda q: ((q.new_ones(2, 6, 8, 65)[..., :64], q, q), {})
+    yield "one token for all", ValueError, lambda q: ((q, q[:, :, :1].expand_as(q), q), {})
+    yield "another device", ValueError, lambda q: ((q, q, q.to("meta")), {})
+
+
+@pytest.mark.parametrize(
+    ("error", "make"), [pytest.param(error, make, id=name) for name, error, make in refusals()]
+)
+def test_refusals(lecture, device, error, make):
+    arguments, options = make(torch.ones(2, 6, 8, 64, dtype=torch.float16, device=device))
+    with pytest.raises(error, match="hopper_attention (takes|has)"):
+        lecture.hopper_attention(*arguments, **options)
+
+
+@pytest.mark.gpu
+def test_another_gpu_is_refused(lecture, monkeypatch):
+    class Ampere:
+        major, minor, name, multi_processor_count = 8, 0, "NVIDIA A100", 108
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Ampere)
+    lecture._sms.cache_clear()
+    q = torch.ones(1, 1, 8, 64, dtype=torch.float16, device="cuda")
+    with pytest.raises(ValueError, match=r"H100 or H200.*A100"):
+        lecture.hopper_attention(q, q, q)
+
+
+def inputs(shape, kv_shape=None, dtype=torch.float16, seed=0):
+    torch.manual_seed(seed)
+    q = torch.randn(shape, device="cuda").to(dtype)
+    return q, *torch.randn(2, *(kv_shape or shape), device="cuda").to(dtype)
+
+
+def agrees(lecture, q, k, v, **options):
+    """Checks output and log-sum-exp, the output within a frame of NaN; returns the output."""
+    batch, heads, n_queries, head_dim = q.shape
+    frame = torch.full((batch, heads, n_queries + 70, head_dim), float("nan")).to(q)
+    out = frame[:, :, :n_queries]
+    _, lse = lecture.hopper_attention(q, k, v, out=out, return_lse=True, **options)
+    want, want_lse = lecture.hopper_attention_reference(
+        q.double(), k.double(), v.double(), **options
+    )
+    atol = torch.finfo(q.dtype).eps * v.abs().max().item()
+    torch.testing.assert_close(out.double(), want, atol=atol, rtol=0)
+    torch.testing.assert_close(lse.double(), want_lse, atol=1e-4, rtol=1e-6)
+    assert frame[:, :, n_queries:].isnan().all()
+    return out
+
+
+@on_hopper
+@every_dtype
+@both_kinds
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 127, 128, 129, 191, 192, 193, 1000, 4097])
+def test_lengths(lecture, n, head_dim, causal, dtype):
+    agrees(lecture, *inputs((1, 2, n, head_dim), dtype=dtype), causal=causal)
+
+
+@on_hopper
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3), heads=st.sampled_from([(1, 1), (3, 3), (4, 2), (6, 1)]),
+    n_queries=st.integers(1, 900), n_keys=st.integers(1, 900), head_dim=st.sampled_from([64, 128]),
+    causal=st.booleans(), scale=st.floats(0.01, 2), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_shape(lecture, batch, heads, n_queries, n_keys, head_dim, causal, scale, seed):
+    shapes = (batch, heads[0], n_queries, head_dim), (batch, heads[1], n_keys, head_dim)
+    agrees(lecture, *inputs(*shapes, seed=seed), causal=causal, scale=scale)
+
+
+@on_hopper
+@both_kinds
+def test_many_tiles_a_program(lecture, causal):
+    """Rings go round often, and groups of heads are not all alike."""
+    agrees(lecture, *inputs((3, 30, 2100, 64), (3, 10, 2100, 64)), causal=causal)
+
+
+def layouts():
+    yield "transposed", lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)
+    yield "every second token", lambda x: x.repeat_interleave(2, dim=2)[:, :, ::2]
+    yield "part of wider rows", lambda x: torch.cat([x, x], dim=3)[..., : x.shape[3]]
+    yield "one head for all", lambda x: x[:, :1].expand_as(x)
+
+
+@on_hopper
+@pytest.mark.parametrize("layout", [pytest.param(f, id=name) for name, f in layouts()])
+def test_layouts(lecture, layout):
+    q, k, v = inputs((2, 3, 170, 64))
+    agrees(lecture, layout(q), layout(k), layout(v), causal=True)
+
+
+@on_hopper
+@both_kinds
+def test_runs_are_alike_to_the_bit(lecture, causal):
+    q, k, v = inputs((2, 16, 1500, 128), dtype=torch.bfloat16)
+    first = lecture.hopper_attention(q, k, v, causal=causal)
+    for _ in range(20):
+        assert torch.equal(lecture.hopper_attention(q, k, v, causal=causal), first)
+
+
+@on_hopper
+@both_kinds
+@every_dtype
+def test_no_less_exact_than_torch(lecture, causal, dtype):
+    q, k, v = inputs((1, 4, 2048, 128), dtype=dtype)
+    want, _ = lecture.hopper_attention_reference(q.double(), k.double(), v.double(), causal)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+        peer = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    ours = lecture.hopper_attention(q, k, v, causal=causal)
+    error, allowed = ((x.double() - want).square().mean().sqrt() for x in (ours, peer))
+    assert error <= 1.1 * allowed
+
+
+@on_hopper
+@both_kinds
+@pytest.mark.parametrize("size", [100, 1000])
+def test_large_scores_do_not_overflow(lecture, causal, size):
+    q, k, v = inputs((1, 1, 330, 64))
+    out = lecture.hopper_attention(q * size, k, v, causal=causal)
+    inputs64 = ((q * size).double(), k.double(), v.double())
+    want, _ = lecture.hopper_attention_reference(*inputs64, causal)
+    # one weight near 1, and the others' share as exact as a float32 score of this size allows
+    torch.testing.assert_close(out.double(), want, atol=0.02 * size / 100, rtol=0)
+
+
+@on_hopper
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(300, 1), (513, 200), (1000, 872)])
+def test_rows_that_see_no_key(lecture, n_queries, n_keys):
+    q, k, v = inputs((1, 2, n_queries, 64), (1, 2, n_keys, 64))
+    out, lse = lecture.hopper_attention(q, k, v, causal=True, return_lse=True)
+    none = n_queries - n_keys
+    assert not out[:, :, :none].any() and (lse[:, :, :none] == -float("inf")).all()
+    assert not out.isnan().any() and lse[:, :, none:].isfinite().all()
+
+
+@on_hopper
+def test_the_future_does_not_matter(lecture):
+    q, k, v = inputs((1, 2, 600, 128))
+    before = lecture.hopper_attention(q, k, v, causal=True)
+    # the blocks after those of the token, so that no 0 * inf arises
+    k[:, :, 256:], v[:, :, 256:] = float("nan"), float("inf")
+    after = lecture.hopper_attention(q, k, v, causal=True)
+    assert torch.equal(before[:, :, :256], after[:, :, :256])
+
+
+@on_hopper
+def test_what_lies_behind_a_head_does_not_matter(lecture):
+    q, k, v = inputs((1, 2, 200, 64))
+    before = lecture.hopper_attention(q, k, v)
+    k[:, 1], v[:, 1] = float("nan"), float("inf")
+    assert torch.equal(lecture.hopper_attention(q, k, v)[:, 0], before[:, 0])
+
+
+@on_hopper
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_query_spoils_its_own_row_only(lecture, value):
+    q, k, v = inputs((1, 1, 140, 64))
+    before = lecture.hopper_attention(q, k, v)
+    q[0, 0, 5, 3] = value
+    after = lecture.hopper_attention(q, k, v)
+    assert after[0, 0, 5].isnan().all()
+    others = torch.arange(140, device="cuda") != 5
+    assert torch.equal(before[:, :, others], after[:, :, others])
+
+
+@on_hopper
+@pytest.mark.parametrize(
+    ("shape", "kv_shape"),
+    [((0, 2, 5, 64), (0, 2, 5, 64)), ((2, 0, 5, 64), (2, 0, 5, 64)), ((2, 2, 0, 64), (2, 1, 9, 64)),
+     ((2, 2, 5, 64), (2, 2, 0, 64))],
+)  # fmt: skip
+def test_nothing(lecture, shape, kv_shape):
+    q, k, v = inputs(shape, kv_shape)
+    out, lse = lecture.hopper_attention(q, k, v, return_lse=True)
+    assert out.shape == shape and lse.shape == shape[:3]
+    assert not out.any() and (lse == -float("inf")).all()
+
+
+@on_hopper
+def test_two_streams_at_once(lecture):
+    q, k, v = inputs((2, 16, 1111, 128))
+    want = lecture.hopper_attention(q, k, v, causal=True)
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    results = []
+    for stream in streams * 5:
+        with torch.cuda.stream(stream):
+            results.append(lecture.hopper_attention(q, k, v, causal=True))
+    torch.cuda.synchronize()
+    assert all(torch.equal(result, want) for result in results)
+
+
+@on_hopper
+@both_kinds
+def test_more_than_2_31_elements(lecture, causal):
+    """The last of 33 heads of 2**20 tokens lies past 2**31 elements."""
+    if torch.cuda.mem_get_info()[0] < 16 << 30:
+        pytest.skip("needs 16 GiB of free memory")
+    # two keys of the last head score 8 and have the value 1, all the others 0 and 0
+    x = torch.zeros(1, 33, 2**20, 64, dtype=torch.bfloat16, device="cuda")
+    x[0, -1, :2] = 1
+    q = x[:, :, :300]
+    out = lecture.hopper_attention(q, x, x, causal=causal)
+    both = 2 * 2.718281828**8
+    assert out[0, -1, 0].float().mean().item() == pytest.approx(both / (both + 2**20 - 2), rel=2e-2)
+    assert not out[0, :-1].any()
+
+
+if __name__ == "__main__":
+    compile_all()
