@@ -625,7 +625,7 @@ if __name__ == "__main__":
 # ```
 #
 # API: [compile_kernel][examples.foundations.compiler.compile_kernel],
-# [owners][examples.foundations.compiler.owners], [scale][examples.foundations.compiler.scale]. Next: [softmax](../fusion/softmax.py).
+# [owners][examples.foundations.compiler.owners], [scale][examples.foundations.compiler.scale]. Next: [element-wise fusion](../fusion/elementwise.py).
 
 # %% tags=["fold"]
 def bench(measure):

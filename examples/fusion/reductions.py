@@ -19,10 +19,8 @@
 # {% set read = row("row_sum", provider="triton_read", n_cols=16384) -%}
 # The sums of 32768 rows of 16384 bfloat16 numbers read {{ read.bytes | bytes }} and write 64 KiB. A
 # copy, this site's usual [ceiling](../glossary.md#ceiling), is the wrong yardstick: half its bytes
-# are writes, and those of a small copy end in [L2](../glossary.md#l2) where a read must wait for
-# memory. The honest one is a **read**: the fastest kernel found that fetches the same bytes and
-# keeps one word in 4,096. It runs beside the others in each benchmark, and reads
-# {{ read.tbps | n(2) }} TB/s here; a copy moves {{ copy_tbps(read.bytes) | n(2) }}.{{ claim(read.tbps > copy_tbps(read.bytes)) }}
+# are writes, and those of a small copy end in [L2](../glossary.md#l2). The honest one is a
+# **read**: the fastest kernel found that fetches the same bytes, and keeps one word in 4,096. It reads {{ read.tbps | n(2) }} TB/s; a copy moves {{ copy_tbps(read.bytes) | n(2) }}.{{ claim(read.tbps > copy_tbps(read.bytes)) }}
 
 # %% tags=["copy"]
 import torch
@@ -43,68 +41,56 @@ def read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
 # `tl.sum(x, axis)` adds up a [block](../glossary.md#block): each thread adds what it holds, then
 # threads exchange partial sums, and each exchange halves their number: 5 within a
 # [warp](../glossary.md#warp), then through [shared memory](../glossary.md#shared-memory) between
-# warps. A tree, the same every time. As in [softmax](softmax.py), a program could take a row as one
-# block. Three things make it fast at any width:
+# warps. A tree, the same every time. Three things make it fast at any width:
 #
 # - **A loop** along the row adds *element by element* to a tile of accumulators. No thread waits
 #   for another; the tree comes once, at the end. Where rows are short, a program takes several.
-# - **Fold.** A thread loads 16 bytes at once, 8 bfloat16 numbers. Adding those to each other first,
-#   in three halvings within the thread, needs an eighth of the
-#   [registers](../glossary.md#register).
+# - **Within the thread first.** A thread loads 16 bytes at once, 8 bfloat16 numbers. As an axis of
+#   their own they are added within it; sums need an eighth of the [registers](../glossary.md#register).
 # - **Whole vectors.** A row of 1,823 numbers begins anywhere, and a [mask](../glossary.md#mask)
-#   that cuts a vector makes the compiler load element by element. So load from the 16-byte boundary
-#   before the row to the one behind it, and blank the neighbours in registers. (Memory is allotted
-#   in multiples of 512 bytes: a vector with one element of a tensor in it lies inside.)
+#   that cuts a vector makes the compiler load element by element. So the loop takes the vectors
+#   wholly in the row; the few numbers at its ends are a small block, as in [softmax](softmax.py).
 #
 # {{ diagram("reductions_tile") }}
 #
-# What masked lanes hold must be the *identity* of the operation: 0 for a sum, $-\infty$ for a
-# maximum. `n` counts from the first element to the last, gaps included; so the last row may be a
-# short one.
+# Masked lanes must hold the *identity* of the operation: 0 for a sum, $-\infty$ for a maximum.
 
 # %% tags=["copy"]
 @triton.jit
-def _larger(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-@triton.jit
-def _fold(x, FOLDS: tl.constexpr, MAX: tl.constexpr):
-    # neighbours meet within a thread
-    for _ in tl.static_range(FOLDS):
-        a, b = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 2, 2)))
-        x = _larger(a, b) if MAX else a + b
-    return x
-
-@triton.jit
-def _rows(stride_xm, n, n_cols, ROWS: tl.constexpr, VECTOR: tl.constexpr):
+def _rows(
+    stride_xm, n_rows, n_cols,
+    ROWS: tl.constexpr, VECTOR: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     # int64: the offset of a row passes 2**31 in a tensor of more than 2**31 elements
-    begin = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]) * stride_xm
-    length = tl.maximum(tl.minimum(n - begin, n_cols), 0).to(tl.int32)
-    # how far the row begins and ends behind a boundary of 16 bytes, [ROWS, 1]
-    shift = (begin % VECTOR).to(tl.int32)
-    end = tl.where(length > 0, shift + length, 0)
-    return begin // VECTOR * VECTOR, shift, end
-
-@triton.jit
-def _load_tile(x_ptrs, cols, shift, end, other, FOLDS: tl.constexpr, ALIGNED: tl.constexpr):
-    # rounded up to whole vectors, so that all of a vector is masked or none
-    mask = cols < (end + 2**FOLDS - 1) // 2**FOLDS * 2**FOLDS
-    x = tl.load(x_ptrs + cols, mask=mask, other=other).to(tl.float32)
-    return x if ALIGNED else tl.where((cols >= shift) & (cols < end), x, other)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    n_cols = tl.where(rows < n_rows, n_cols, 0)
+    # head elements lie before the first 16-byte boundary, body elements make whole vectors
+    if ALIGNED:
+        # changes no value, but now the compiler knows that VECTOR divides it
+        first, head = rows * (stride_xm // VECTOR * VECTOR), tl.zeros((ROWS, 1), tl.int32)
+    else:
+        first = (rows * stride_xm + VECTOR - 1) // VECTOR * VECTOR
+        head = tl.minimum((first - rows * stride_xm).to(tl.int32), n_cols)
+    return rows, first, n_cols, head, (n_cols - head) // VECTOR * VECTOR
 
 @triton.jit
 def row_sum_kernel(
-    x_ptr, out_ptr, stride_xm, n, n_cols, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    FOLDS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
-    """Sums of `ROWS` rows a program; 16 bytes hold `2**FOLDS` elements, `n` elements are in all."""
-    first, shift, end = _rows(stride_xm, n, n_cols, ROWS, 2**FOLDS)
-    acc = tl.zeros((ROWS, BLOCK // 2**FOLDS), tl.float32)
-    for start in range(0, n_cols if ALIGNED else n_cols + 2**FOLDS - 1, BLOCK):
+    x_ptr, out_ptr, stride_xm, n_rows, n_cols, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    VECTOR: tl.constexpr, ALIGNED: tl.constexpr, LOOP: tl.constexpr):  # fmt: skip
+    """Sums of `ROWS` rows a program; `VECTOR` elements fill 16 bytes."""
+    rows, first, end, head, body = _rows(stride_xm, n_rows, n_cols, ROWS, VECTOR, ALIGNED)
+    acc = tl.zeros((ROWS, BLOCK // VECTOR), tl.float32)
+    for start in range(0, n_cols if LOOP else BLOCK, BLOCK):
         cols = start + tl.arange(0, BLOCK)[None, :]
-        x = _load_tile(x_ptr + first, cols, shift, end, 0.0, FOLDS, ALIGNED)
-        acc += _fold(x, FOLDS, MAX=False)
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    tl.store(out_ptr + rows, tl.sum(acc, axis=1), mask=rows * stride_xm < n)
+        x = tl.load(x_ptr + first + cols, mask=cols < body, other=0.0).to(tl.float32)
+        acc += tl.sum(tl.reshape(x, (ROWS, BLOCK // VECTOR, VECTOR)), axis=2)
+    out = tl.sum(acc, axis=1)[:, None]
+    if not ALIGNED:
+        lane = tl.arange(0, 2 * VECTOR)[None, :]
+        cols = tl.where(lane < VECTOR, lane, lane - VECTOR + head + body)
+        mask = tl.where(lane < VECTOR, cols < head, cols < end)
+        x = tl.load(x_ptr + rows * stride_xm + cols, mask=mask, other=0.0).to(tl.float32)
+        out += tl.sum(x, axis=1)[:, None]
+    tl.store(out_ptr + rows, out, mask=rows < n_rows)
 
 # %% [markdown]
 # ## Maximum and argmax: NaN, ties, and `tl.reduce`
@@ -113,55 +99,64 @@ def row_sum_kernel(
 # `tl.max`, drops it. A loss that went NaN would look healthy. `torch.amax` propagates NaN, and so
 # does `_larger`: `propagate_nan` is one bit of the instruction.
 #
-# **Ties.** Where is the largest element? Now *pairs* meet, of value and column, and a rule must
-# settle ties, or the layout of threads does, and the answer changes with `num_warps`. Ours: NaN
-# above all numbers, as in torch; among equals the lowest column (torch promises none).
+# **Ties.** Where is the largest element? A rule must settle ties, or the layout of threads does,
+# and the answer changes with `num_warps`. Ours: the lowest column (torch promises none).
 #
 # **`tl.reduce(x, axis, combine)`** is the general form, of which `tl.sum` and `tl.max` are cases.
-# `x` may be a tuple; `combine`, a `@triton.jit` function, makes one element out of two. It must be
-# associative (the tree decides what meets what) and commutative (so does the layout). `_better`
-# picks the first in a total order of pairs, so it is both.
+# `combine`, a `@triton.jit` function, makes one element out of two. It must be associative (the
+# tree decides what meets what) and commutative (so does the layout). `x` may be a tuple: pairs of
+# value and column would do (exercise 2). But such a `combine` is ten instructions, and at
+# {{ row("row_sum", provider="triton_read", n_cols=16384).tbps | n(1) }} TB/s an SM has about 13 for each number. So compare less, and cheaper:
 #
-# It is also ten instructions, and at {{ row("row_sum", provider="triton_read", n_cols=16384).tbps | n(1) }} TB/s an SM has about 13 for each
-# number. So the loop takes the maximum of a *vector* first and keeps the best vector; a lane meets
-# its vectors in rising order, so a later one must be strictly better. At the end one vector is
-# loaded once more, to see which of its elements it was.
+# - **Vectors first.** The loop takes the maximum of each vector, `tl.reduce` with `_larger` within
+#   the thread, and keeps the best one's place. A lane meets its vectors in rising order: a later
+#   one must be strictly better. At the end the best vector is loaded once more.
+# - **Integers.** Read as integers, positive floats keep their order and negative ones reverse it;
+#   `_key` turns those round and puts NaN on top. The tree is a maximum of integers, then, among
+#   equals, a minimum of columns: one instruction each across a warp, `redux`, which this GPU has
+#   for integers only. Pairs would take ten exchanges and fifty instructions.
 
 # %% tags=["copy"]
 @triton.jit
-def _better(value, index, other, other_index):
-    wins = (other > value) | ((other != other) & (value == value))
-    ties = (other == value) | ((other != other) & (value != value))
-    wins = wins | (ties & (other_index < index))
-    return tl.where(wins, other, value), tl.where(wins, other_index, index)
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+@triton.jit
+def _key(x):
+    # integers in the order of the numbers: NaN above all, both zeros equal
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(x != x, 2**31 - 1, tl.where(bits < 0, -(2**31) - bits, bits))
 
 @triton.jit
 def row_max_kernel(
-    x_ptr, out_ptr, index_ptr, stride_xm, n, n_cols, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    FOLDS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    x_ptr, out_ptr, col_ptr, stride_xm, n_rows, n_cols, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    VECTOR: tl.constexpr, ALIGNED: tl.constexpr, LOOP: tl.constexpr):  # fmt: skip
     """Maxima of `ROWS` rows a program and their columns, the first among equals; NaN is largest."""
-    first, shift, end = _rows(stride_xm, n, n_cols, ROWS, 2**FOLDS)
+    rows, first, end, head, body = _rows(stride_xm, n_rows, n_cols, ROWS, VECTOR, ALIGNED)
     lowest = -float("inf")
-    best = tl.full((ROWS, BLOCK // 2**FOLDS), lowest, tl.float32)
-    best_start = tl.zeros((ROWS, BLOCK // 2**FOLDS), tl.int32)
-    for start in range(0, n_cols if ALIGNED else n_cols + 2**FOLDS - 1, BLOCK):
+    best = tl.full((ROWS, BLOCK // VECTOR), -(2**31), tl.int32)
+    best_start = tl.zeros((ROWS, BLOCK // VECTOR), tl.int32)
+    for start in range(0, n_cols if LOOP else BLOCK, BLOCK):
         cols = start + tl.arange(0, BLOCK)[None, :]
-        x = _load_tile(x_ptr + first, cols, shift, end, lowest, FOLDS, ALIGNED)
-        x = _fold(x, FOLDS, MAX=True)
-        wins = (x > best) | ((x != x) & (best == best))
-        best = tl.where(wins, x, best)
-        best_start = tl.where(wins, start, best_start)
-    vector = best_start + 2**FOLDS * tl.arange(0, BLOCK // 2**FOLDS)[None, :]
-    best, vector = tl.reduce((best, vector), 1, _better, keep_dims=True)  # [ROWS, 1]
-    cols = vector + tl.arange(0, 2**FOLDS)[None, :]
-    inside = (cols >= shift) & (cols < end)
-    x = tl.load(x_ptr + first + cols, mask=inside, other=lowest).to(tl.float32)
-    hit = inside & ((x == best) | (x != x))
-    index = tl.min(tl.where(hit, cols - shift, n_cols), axis=1)
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    mask = rows * stride_xm < n
-    tl.store(out_ptr + rows, tl.max(best, axis=1), mask=mask)
-    tl.store(index_ptr + rows, index.to(tl.int64), mask=mask)
+        x = tl.load(x_ptr + first + cols, mask=cols < body, other=lowest).to(tl.float32)
+        key = _key(tl.reduce(tl.reshape(x, (ROWS, BLOCK // VECTOR, VECTOR)), 2, _larger))
+        best_start = tl.where(key > best, start, best_start)
+        best = tl.maximum(key, best)
+    top = tl.max(best, axis=1)[:, None]
+    vector = best_start + VECTOR * tl.arange(0, BLOCK // VECTOR)[None, :]
+    vector = tl.min(tl.where(best == top, vector, 2**31 - 1), axis=1)[:, None]
+    # the best vector once more, and the ends of the row
+    lane = tl.arange(0, VECTOR if ALIGNED else 4 * VECTOR)[None, :]
+    cols = head + vector + lane % VECTOR
+    if not ALIGNED:
+        tail = head + body - VECTOR
+        cols = tl.where(lane < VECTOR, lane, tl.where(lane < 2 * VECTOR, tail + lane, cols))
+    x = tl.load(x_ptr + rows * stride_xm + cols, mask=cols < end, other=lowest).to(tl.float32)
+    top = tl.max(_key(x), axis=1)[:, None]
+    col = tl.min(tl.where((cols < end) & (_key(x) == top), cols, n_cols), axis=1)[:, None]
+    out = tl.where(top < 0, -(2**31) - top, top).to(tl.float32, bitcast=True)
+    tl.store(out_ptr + rows, out, mask=rows < n_rows)
+    tl.store(col_ptr + rows, col.to(tl.int64), mask=rows < n_rows)
 
 # %% [markdown]
 # ## Online maximum: a sum that leans on it, in one read
@@ -174,27 +169,25 @@ def row_max_kernel(
 
 # %%
 @triton.jit
-def row_logsumexp_kernel(
-    x_ptr, out_ptr, stride_xm, n, n_cols, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    FOLDS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
-    first, shift, end = _rows(stride_xm, n, n_cols, ROWS, 2**FOLDS)
-    row_max = tl.full((ROWS, 1), -1e38, tl.float32)
-    acc = tl.zeros((ROWS, BLOCK // 2**FOLDS), tl.float32)
-    for start in range(0, n_cols if ALIGNED else n_cols + 2**FOLDS - 1, BLOCK):
-        cols = start + tl.arange(0, BLOCK)[None, :]
-        x = _load_tile(x_ptr + first, cols, shift, end, -float("inf"), FOLDS, ALIGNED)
-        new_max = tl.maximum(row_max, tl.max(x, axis=1)[:, None])
+def row_logsumexp_kernel(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
+    x_ptr += tl.program_id(0).to(tl.int64) * n_cols
+    row_max, acc = -1e38, tl.zeros((BLOCK // VECTOR,), tl.float32)
+    for start in range(0, n_cols, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + cols, mask=cols < n_cols, other=-float("inf")).to(tl.float32)
+        new_max = tl.maximum(row_max, tl.max(x, axis=0))
         e = tl.exp2((x - new_max) * 1.4426950408889634)
-        acc = acc * tl.exp2((row_max - new_max) * 1.4426950408889634) + _fold(e, FOLDS, MAX=False)
+        acc *= tl.exp2((row_max - new_max) * 1.4426950408889634)
+        acc += tl.sum(tl.reshape(e, (BLOCK // VECTOR, VECTOR)), axis=1)
         row_max = new_max
-    out = row_max + tl.log2(tl.sum(acc, axis=1)[:, None]) * 0.6931471805599453
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    tl.store(out_ptr + rows, out, mask=rows * stride_xm < n)
+    lse = row_max + tl.log2(tl.sum(acc, axis=0)) * 0.6931471805599453
+    tl.store(out_ptr + tl.program_id(0), lse)
 
 def row_logsumexp(x):
-    """Over the rows of a matrix, float32."""
-    out = torch.empty(len(x), device=x.device)
-    return _launch_rows(row_logsumexp_kernel, x, out, long=2**40)[0]
+    """Over the rows of a contiguous matrix, float32."""
+    out, block = torch.empty(len(x), device=x.device), 16384 // x.element_size()
+    row_logsumexp_kernel[(len(x),)](x, out, x.shape[1], BLOCK=block, VECTOR=_vector(x), num_warps=8)
+    return out
 
 # %% [markdown]
 # ## Columns: two stages
@@ -203,22 +196,17 @@ def row_logsumexp(x):
 # column would fetch 2 bytes of every row: no [coalescing](../glossary.md#coalescing). A program per
 # *strip* of 512 columns reads well, but 8,192 columns are 16 strips, for {{ env.sms }}
 # [SMs](../glossary.md#sm). So cut the rows into *chunks*, too: a program adds up one chunk of one
-# strip; a second launch, the chunks.
+# strip; a second launch, the chunks. It is a column sum again: the same kernel, launched twice. At
+# the end of a launch all programs are known to be done.
 #
 # {{ diagram("reductions_stages") }}
-#
-# The second stage is a column sum again: the same kernel, launched twice. The end of a launch is
-# the one point at which all programs are known to be done.
 
 # %% tags=["copy"]
 @triton.jit
 def column_sum_kernel(
     x_ptr, out_ptr, stride_xm, n_rows, n_cols, chunk,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
-    """Sums of `chunk` rows and `BLOCK_N` columns a program.
-
-    The grid is (ceil(n_cols / BLOCK_N), ceil(n_rows / chunk)); `VECTOR` divides stride and width.
-    """
+    """Sums of `chunk` rows and `BLOCK_N` columns a program; `VECTOR` divides stride and width."""
     start_m = tl.program_id(1).to(tl.int64) * chunk
     n_rows = tl.minimum(n_rows - start_m, chunk).to(tl.int32)
     # changes no value, but now the compiler knows that VECTOR neighbours are masked alike
@@ -235,14 +223,42 @@ def column_sum_kernel(
     tl.store(out_ptrs, tl.sum(acc, axis=0)[None, :], mask=mask_n)
 
 # %% [markdown]
-# ## Everything: two stages, or atomics?
+# ## Everything: two stages in one launch, or atomics?
 #
-# A sum of all elements is the extreme case. In two stages it needs no new kernel: cut the elements
-# into rows, the last one shorter, and take row sums; then add up those, as a single row. The other
-# way is an [atomic](../glossary.md#atomic-operation): each program adds its sum to the same word.
-# One launch less, but the word must be zeroed first. Which is faster? And which gives the same bits
-# twice? Addition of floats is not associative: in float32 `(1e8 + 1) - 1e8` is 0. Two stages fix by
-# position who adds what to what; atomics add in the order in which programs happen to finish.
+# A sum of all elements is the extreme case. Two stages again: each program adds up a chunk, then
+# somebody the chunks. A second launch would cost the host as much as the first. But *the last
+# program to arrive* can do it: each stores its sum and adds 1 to a count, an
+# [atomic](../glossary.md#atomic-operation), which returns how many came before. Which program is
+# last changes from run to run; what it adds up does not. Two things make that sound. The addition
+# *releases* and *acquires*: whoever reads the full count sees every sum stored before it. And the
+# count begins at 0 in each call: calls on two streams would share one that is kept.
+#
+# The other way is shorter: each program adds its sum to the same word, in order of arrival.
+# Which is faster? And which gives the same bits twice? In float32 `(1e8 + 1) - 1e8` is 0.
+
+# %% tags=["copy"]
+@triton.jit
+def full_sum_kernel(
+    x_ptr, parts_ptr, out_ptr, n, chunk,
+    BLOCK: tl.constexpr, VECTOR: tl.constexpr, PARTS: tl.constexpr = 512):  # fmt: skip
+    """`PARTS` programs at most sum `chunk` elements each, into `parts_ptr`, `PARTS + 1` zeros."""
+    start = tl.program_id(0).to(tl.int64) * chunk
+    whole = tl.minimum(n // VECTOR * VECTOR - start, chunk).to(tl.int32) // VECTOR * VECTOR
+    acc = tl.zeros((BLOCK // VECTOR,), tl.float32)
+    for i in range(0, chunk, BLOCK):
+        cols = i + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + start + cols, mask=cols < whole, other=0.0).to(tl.float32)
+        acc += tl.sum(tl.reshape(x, (BLOCK // VECTOR, VECTOR)), axis=1)
+    tl.store(parts_ptr + tl.program_id(0), tl.sum(acc, axis=0))
+    # how many are done, counted behind the sums
+    done = tl.atomic_add(parts_ptr + PARTS, 1.0, sem="acq_rel") + 1
+    if done == tl.num_programs(0):
+        # ".cg": from L2, where all programs' stores meet
+        out = tl.sum(tl.load(parts_ptr + tl.arange(0, PARTS), cache_modifier=".cg"), axis=0)
+        # and the elements behind the last whole vector
+        offs = n // VECTOR * VECTOR + tl.arange(0, VECTOR)
+        out += tl.sum(tl.load(x_ptr + offs, mask=offs < n, other=0.0).to(tl.float32), axis=0)
+        tl.store(out_ptr, out)
 
 # %%
 @triton.jit
@@ -257,26 +273,7 @@ def atomic_sum(x):
     atomic_sum_kernel[(triton.cdiv(x.numel(), BLOCK),)](x, out, x.numel(), BLOCK=BLOCK, num_warps=8)
     return out
 
-def show_sums():
-    """Sums 2**24 numbers between 0 and 1 twenty times: different results, and the largest error."""
-    torch.manual_seed(0)
-    x = torch.rand(2**24, device="cuda")
-    exact = x.double().sum().item()
-    fns = {"one accumulator": lambda x: x.cpu().numpy().cumsum()[-1]}
-    fns |= {"two stages": reduce_sum, "atomics": atomic_sum, "torch": torch.sum}
-    for name, fn in fns.items():
-        results = [fn(x).item() for _ in range(20)]
-        error = max(abs(result / exact - 1) for result in results)
-        print(f"{name:16}{len(set(results)):3} different results, relative error {error:.0e}")
-
-if __name__ == "__main__" and torch.cuda.is_available():
-    show_sums()
-
 # %% [markdown]
-# A float32 carries 24 bits, $u = 6 \cdot 10^{-8}$. One accumulator rounds $n$ times, each time to
-# the size of the sum so far: up to $n u$. With $L$ accumulators and a tree no number is rounded
-# more than $n / L + \log_2 L$ times, pairwise by blocks: parallel sums are the *more* exact ones.
-#
 # ## Scans: every partial result
 #
 # A cumulative sum keeps the sums on the way, $y_t = y_{t-1} + x_t$. It looks sequential and is not:
@@ -318,9 +315,8 @@ def scan_kernel(x_ptr, gate_ptr, y_ptr, n_cols, BLOCK: tl.constexpr, GATED: tl.c
 #
 # How work is split depends on the shape alone, not on the number of SMs: the same bits on every
 # GPU. **Gradients:** an element enters a sum with the factor 1, so the gradient that arrives is
-# *broadcast*: `expand`, a view, no kernel, no memory. A maximum has no one gradient at a tie
-# (`torch.amax` spreads it); here the column returned gets it, through torch's `gather`. Scans have
-# the one derived above.
+# *broadcast*: `expand`, a view, no kernel. A maximum has no one gradient at a tie (`torch.amax`
+# spreads it); here the column returned gets it, through torch's `gather`.
 
 # %%
 def reduce_sum_reference(x, dim=None):
@@ -340,75 +336,73 @@ def scan_reference(x, gates=None):
     return torch.stack(ys, dim=-1)
 
 # %% tags=["copy"]
-def _launch_rows(kernel, x, *outs, n=None, n_cols=None, long=32768):
-    if n is None:
-        x = x.reshape(-1, x.shape[-1])
-        x = x if x.stride(1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
-        n_cols, stride = x.shape[1], max(x.shape[1], x.stride(0))
-        n = (len(x) - 1) * stride + n_cols
-    else:
-        stride = n_cols
-    n_rows = triton.cdiv(n, stride)
-    size = x.element_size()
-    folds = 4 - (size.bit_length() - 1) if x.data_ptr() % 16 == 0 else 0
-    aligned = (n_cols | stride | n) % 2**folds == 0
+# triton.cdiv and triton.next_power_of_2 take the host two microseconds each
+def _cdiv(a, b):
+    return -(-a // b)
+
+def _pow2(n):
+    return 1 << (n - 1).bit_length()
+
+def _vector(x):
+    # elements in 16 bytes, if the first one begins at a multiple of 16
+    return 16 // x.element_size() if x.data_ptr() % 16 == 0 else 1
+
+def _launch_rows(kernel, x, *outs):
+    x = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    x = x if x.stride(1) == 1 else x.contiguous()
+    (n_rows, n_cols), stride, size, vector = x.shape, x.stride(0), x.element_size(), _vector(x)
     # by measurement: 8 warps to a long row; to short ones a single warp, which waits for no other
-    few = (16384, 4) if kernel is row_sum_kernel and not aligned else (4096, 1)
-    tile, warps = (16384, 8) if n_cols * size >= long else few
-    span = n_cols if aligned else n_cols + 2**folds - 1
-    block = max(min(triton.next_power_of_2(span), tile // size), 2**folds)
-    rows = max(1, min(tile // size // block, triton.next_power_of_2(n_rows)))
+    tile, warps = (16384, 8) if n_cols * size >= 8192 else (4096, 1)
+    block = max(min(_pow2(n_cols), tile // size), vector)
+    rows = min(tile // size // block, _pow2(n_rows))
     with torch.cuda.device_of(x):
-        kernel[(triton.cdiv(n_rows, rows),)](
-            x, *outs, stride, n, n_cols, ROWS=rows, BLOCK=block, FOLDS=folds, ALIGNED=aligned,
-            num_warps=warps)  # fmt: skip
+        kernel[(_cdiv(n_rows, rows),)](
+            x, *outs, stride, n_rows, n_cols, ROWS=rows, BLOCK=block, LOOP=n_cols > block,
+            VECTOR=vector, ALIGNED=(n_cols | stride) % vector == 0, num_warps=warps)  # fmt: skip
     return outs
 
 def _sum_rows(x):
-    if not x.numel():
-        return x.new_zeros(x.shape[:-1])
-    return _launch_rows(row_sum_kernel, x, x.new_empty(x.shape[:-1]), long=16384)[0]
+    return _launch_rows(row_sum_kernel, x, x.new_empty(x.shape[:-1]))[0]
 
 def _sum_columns(x):
     if x.stride(0) == 1 != x.stride(1):
         return _sum_rows(x.t())
     x = x if x.stride(1) == 1 else x.contiguous()
     (n_rows, n_cols), size = x.shape, x.element_size()
-    if not x.numel():
-        return x.new_zeros(n_cols)
     vector = 16 // size if (n_cols | x.stride(0)) % (16 // size) == 0 else 1
-    block_n = min(triton.next_power_of_2(n_cols), 512)
-    block_m, strips = 32768 // size // block_n, triton.cdiv(n_cols, block_n)
+    block_n = min(_pow2(n_cols), 512)
+    block_m, strips = 32768 // size // block_n, _cdiv(n_cols, block_n)
     programs, warps = (528, 8) if size == 2 else (264, 16)
-    chunk = triton.cdiv(triton.cdiv(n_rows, max(1, programs // strips)), block_m) * block_m
-    chunks, out = triton.cdiv(n_rows, chunk), x.new_empty(n_cols)
+    chunk = _cdiv(_cdiv(n_rows, max(1, programs // strips)), block_m) * block_m
+    chunks, out = _cdiv(n_rows, chunk), x.new_empty(n_cols)
     partial = x.new_empty((chunks, n_cols), dtype=torch.float32) if chunks > 1 else out
     with torch.cuda.device_of(x):
         column_sum_kernel[(strips, chunks)](
             x, partial, x.stride(0), n_rows, n_cols, chunk,
             BLOCK_M=block_m, BLOCK_N=block_n, VECTOR=vector, num_warps=warps)  # fmt: skip
         if chunks > 1:
-            column_sum_kernel[(triton.cdiv(n_cols, 16), 1)](
+            column_sum_kernel[(_cdiv(n_cols, 16), 1)](
                 partial, out, n_cols, chunks, n_cols, chunks,
                 BLOCK_M=128, BLOCK_N=16, VECTOR=min(vector, 4), num_warps=4)  # fmt: skip
     return out
 
 def _sum_all(x):
-    x, n, block = x.contiguous(), x.numel(), 16384 // x.element_size()
-    if not n:
-        return x.new_zeros(())
-    # rows of whole blocks, 4,096 at the most
-    n_cols = triton.cdiv(triton.cdiv(n, 4096), block) * block
-    partial = x.new_empty(triton.cdiv(n, n_cols), dtype=torch.float32)
-    _launch_rows(row_sum_kernel, x, partial, n=n, n_cols=n_cols, long=16384)
-    return _sum_rows(partial).to(x.dtype)
+    x, n, size = x.contiguous(), x.numel(), x.element_size()
+    parts, out = x.new_zeros(513, dtype=torch.float32), x.new_empty(())
+    # large ones in one wave of long programs
+    block, warps = (32768 // size, 16) if n * size > 2**24 else (8192 // size, 8)
+    chunk = _cdiv(_cdiv(n, 512), block) * block
+    with torch.cuda.device_of(x):
+        full_sum_kernel[(_cdiv(n, chunk),)](
+            x, parts, out, n, chunk, BLOCK=block, VECTOR=_vector(x), num_warps=warps)  # fmt: skip
+    return out
 
 def _scan(x, gates=None):
     x, n_cols = x.contiguous(), x.shape[-1]
     y, gated = torch.empty_like(x), gates is not None
     if x.numel():
         # 16 elements a thread
-        block = max(512, min(triton.next_power_of_2(n_cols), 1024 * x.element_size()))
+        block = max(512, min(_pow2(n_cols), 1024 * x.element_size()))
         with torch.cuda.device_of(x):
             scan_kernel[(x.numel() // n_cols,)](
                 x, gates.contiguous() if gated else x, y, n_cols,
@@ -448,8 +442,7 @@ def _check(name, x, other):
     if x.dim() and x.shape[-1] > 2**30:
         raise ValueError(f"{name} takes rows of up to 2**30 columns, got {x.shape[-1]}")
     if not x.is_cuda and not triton.knobs.runtime.interpret:
-        hint = "TRITON_INTERPRET=1 runs it on the CPU"
-        raise ValueError(f"{name} needs a tensor on a GPU, got {x.device}; {hint}")
+        raise ValueError(f"{name} needs a GPU, got {x.device}; TRITON_INTERPRET=1 runs on a CPU")
     return torch.is_grad_enabled() and (x.requires_grad or other.requires_grad)
 
 def reduce_sum(x: torch.Tensor, dim: int | None = None) -> torch.Tensor:
@@ -469,6 +462,8 @@ def reduce_sum(x: torch.Tensor, dim: int | None = None) -> torch.Tensor:
     needs_grad = _check("reduce_sum", x, x)
     if dim not in (None, -1, 0) or (dim == -1 and not x.dim()) or (dim == 0 and x.dim() != 2):
         raise ValueError(f"reduce_sum takes dim -1, None, 0 of a matrix; got {dim}, {x.dim()}-D")
+    if not x.numel():
+        return x.sum() if dim is None else x.sum(dim)
     reduce = _sum_all if dim is None else _sum_columns if dim == 0 else _sum_rows
     return _Sum.apply(x, reduce) if needs_grad else reduce(x)
 
@@ -488,9 +483,10 @@ def row_max(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     needs_grad = _check("row_max", x, x)
     if not x.dim() or not x.shape[-1]:
         raise ValueError(f"row_max needs a column at least, got shape {tuple(x.shape)}")
-    values, columns = (x.new_empty(x.shape[:-1], dtype=t) for t in (x.dtype, torch.int64))
+    shape = x.shape[:-1]
+    values, columns = x.new_empty(shape), x.new_empty(shape, dtype=torch.int64)
     if x.numel():
-        _launch_rows(row_max_kernel, x.detach(), values, columns)
+        _launch_rows(row_max_kernel, x, values, columns)
     return x.gather(-1, columns[..., None])[..., 0] if needs_grad else values, columns
 
 def scan(x: torch.Tensor, gates: torch.Tensor | None = None) -> torch.Tensor:
@@ -515,25 +511,43 @@ def scan(x: torch.Tensor, gates: torch.Tensor | None = None) -> torch.Tensor:
         raise ValueError(f"scan needs gates like x, {tuple(x.shape)}, {x.dtype}, {x.device}")
     return _Scan.apply(x, gates) if needs_grad else _scan(x, gates)
 
+# %%
+def show_sums():
+    """Sums 2**24 numbers between 0 and 1 twenty times: different results, and the largest error."""
+    torch.manual_seed(0)
+    x = torch.rand(2**24, device="cuda")
+    fns = {"one accumulator": lambda x: x.cpu().numpy().cumsum()[-1], "two stages": reduce_sum}
+    fns |= {"atomics": atomic_sum, "torch": torch.sum}
+    for name, fn in fns.items():
+        results = [fn(x).item() for _ in range(20)]
+        error = max(abs(result / x.double().sum().item() - 1) for result in results)
+        print(f"{name:16}{len(set(results)):3} different results, relative error {error:.0e}")
+
+if __name__ == "__main__" and torch.cuda.is_available():
+    show_sums()
+
 # %% [markdown]
+# A float32 carries 24 bits, $u = 6 \cdot 10^{-8}$. One accumulator rounds $n$ times, each time to
+# the size of the sum so far: up to $n u$. With $L$ accumulators and a tree no number is rounded
+# more than $n / L + \log_2 L$ times, pairwise by blocks: parallel sums are the *more* exact ones.
+#
 # ## Check
 #
-# Against float64: a sum may err by the rounding of its dtype and 10⁻⁶ of the sum of magnitudes.
-# Slices with large numbers around them, transposed matrices, ties, NaN, rows of $-\infty$.
+# A sum may err by the rounding of its dtype and 10⁻⁶ of the sum of magnitudes.
 
 # %% tags=["fold"]
 def check(device="cuda"):
     """Compares every function with its reference; raises AssertionError where they differ."""
     torch.manual_seed(0)
-    rounding = {torch.float32: 0.0, torch.float16: 6e-4, torch.bfloat16: 8e-3}
-    worst = {}
+    rounding, worst = {torch.float32: 0.0, torch.float16: 6e-4, torch.bfloat16: 8e-3}, {}
 
     def near(name, got, want, size):
         error = (got.double() - want).abs() / (1e-6 * size + rounding[got.dtype] * want.abs())
+        error[got == want.to(got.dtype)] = 0  # a float16 sum may be infinite, and should be
         worst[name] = max(worst.get(name, 0), error.nan_to_num(99).max().item())
         assert worst[name] <= 1, f"{name} differs, {got.dtype}, {tuple(shape)}: {worst[name]:.2g}"
 
-    shapes = [(1, 1), (70, 129), (5, 250), (3, 1823), (2, 8219), (33, 64)]
+    shapes = [(1, 1), (70, 129), (5, 250), (3, 1823), (2, 8219), (33, 64), (2, 8224)]
     if device == "cuda":
         shapes += [(4096, 4096), (70_001, 40), (300, 131_072), (17, 50_257), (20_000, 1000)]
     for shape, dtype in ((shape, dtype) for shape in shapes for dtype in rounding):
@@ -546,9 +560,9 @@ def check(device="cuda"):
                 torch.full_like(want, torch.nan, dtype=dtype)  # for the output to fall on
                 near(f"sum, dim {dim}", reduce_sum(view, dim), want, size)
         want = x.double().logsumexp(-1)
-        near("logsumexp", row_logsumexp(x), want, 2 + want.abs())
+        near("logsumexp", row_logsumexp(x.contiguous()), want, 2 + want.abs())
         x[:, n_cols // 2 :] = x[:, : n_cols - n_cols // 2].flip(1)  # ties
-        x[0] = -float("inf")
+        x[0], x[2::3, 0], x[4::3, -1] = -float("inf"), 9, 9
         x[1:, n_cols // 3 :: 50][:1] = torch.nan
         for got, want in zip(row_max(x), row_max_reference(x), strict=True):
             same = (got == want) | (got.isnan() & want.isnan())
@@ -559,8 +573,7 @@ def check(device="cuda"):
         x, gates = torch.rand(2, *shape, device=device)
         inputs = [t.requires_grad_() for t in ((x, gates) if option is True else (x,))]
         more = [option] if fn is reduce_sum else []
-        got = fn(*inputs, *more)
-        want = reference(*(tensor.double() for tensor in inputs), *more)
+        got, want = fn(*inputs, *more), reference(*(t.double() for t in inputs), *more)
         dout = torch.randn_like(got)
         gots = got, *torch.autograd.grad(got, inputs, dout)
         wants = want, *torch.autograd.grad(want, inputs, dout.double())
@@ -577,45 +590,43 @@ if __name__ == "__main__":
 # ## Measure
 #
 # Predict: at which width are row sums slowest, and what does the column of a maximum cost?
-# {{ figure("row_sum", y="tbps", caption="Row sums run at the speed of a read; so do odd widths, in whole vectors.") }}
+# {{ figure("row_sum", y="tbps", caption="Row sums run at the speed of a read, at odd widths too.") }}
+# {{ figure("row_max", y="tbps", caption="Maxima and their columns cost hardly more than sums.") }}
 #
-# {% for name in ("row_sum", "row_max") %}{% for r in rows(name, provider="triton") if r.n_cols not in (256, 1823) -%}
-# {{ claim(row(name, provider="triton_read", n_cols=r.n_cols).ms / r.ms >= 0.93) }}
+# {% for name in ("row_sum", "row_max") %}{% for r in rows(name, provider="triton") -%}
+# {{ claim(row(name, provider="triton_read", n_cols=r.n_cols).ms / r.ms >= (0.93 if name == "row_sum" or r.n_cols > 256 else 0.85)) }}
 # {{- claim(r.ms < row(name, provider="torch", n_cols=r.n_cols).ms) }}
 # {%- endfor %}{% endfor %}
 # {% set sums, best = row("row_sum", provider="triton", n_cols=16384), row("row_max", provider="triton", n_cols=16384) -%}
 # {% set theirs, lse = row("row_max", provider="torch", n_cols=16384), row("logsumexp", provider="triton", n_cols=16384) -%}
-# At 16,384 columns: sums in {{ sums.ms | ms }}, {{ (row("row_sum", provider="triton_read", n_cols=16384).ms / sums.ms * 100) | pct }} of the read's
-# speed; maxima with their columns in {{ best.ms | ms }}, where `torch.max` takes
-# {{ (theirs.ms / best.ms) | times }} as long. Log-sum-exp takes {{ lse.ms | ms }}; torch, which makes
-# several passes, {{ row("logsumexp", provider="torch", n_cols=16384).ms | ms }}.
+# At 16,384 columns: sums in {{ sums.ms | ms }}; maxima with their columns in {{ best.ms | ms }}, where `torch.max`
+# takes {{ (theirs.ms / best.ms) | times }} as long. Log-sum-exp takes {{ lse.ms | ms }}; torch, in several passes, {{ row("logsumexp", provider="torch", n_cols=16384).ms | ms }}.
 #
 # {{ figure("column_sum", y="tbps", caption="Column sums, in two launches, beside a read of the same bytes.") }}
-# {{ figure("full_sum", y="tbps", caption="The sum of everything: atomics save a launch, and pay for it with the zeroing.") }}
+# {{ figure("full_sum", y="tbps", caption="The sum of everything: fixed order and atomics, equally fast.") }}
 #
 # {% set ours, atomic = row("full_sum", provider="triton", n=2**29), row("full_sum", provider="triton_atomic", n=2**29) -%}
-# Of 2²⁹ numbers the sum takes {{ ours.ms | ms }} in two stages, {{ atomic.ms | ms }} with atomics.
-# The same bits every time cost nothing.{{ claim(ours.ms < 1.03 * atomic.ms) }}
+# Of 2²⁹ numbers the sum takes {{ ours.ms | ms }} in two stages, {{ atomic.ms | ms }} with atomics. The same bits every time cost nothing.{{ claim(ours.ms < 1.03 * atomic.ms) }}
 # {{- claim(row("full_sum", provider="triton_read", n=2**29).ms / ours.ms >= 0.9) }}
 # {{- claim(row("column_sum", provider="triton_read", n_cols=8192).ms / row("column_sum", provider="triton", n_cols=8192).ms >= 0.9) }}
 #
 # {{ figure("cumsum", caption="A cumulative sum keeps up with a copy.") }}
 # {% for r in rows("cumsum", provider="triton") + rows("gated_scan") %}{{ claim(r.percent >= 93) }}{% endfor -%}
-# The gated scan, for which eager torch has no operation, reaches
-# {{ row("gated_scan", provider="triton", n_cols=4096).percent | pct }} of a copy.
+# The gated scan, for which eager torch has no operation, reaches {{ row("gated_scan", provider="triton", n_cols=4096).percent | pct }} of a copy.
 #
 # ## Where it loses, and why
 #
-# - **Maxima of odd widths** pay for blanking: {{ (row("row_max", provider="triton_read", n_cols=1823).ms / row("row_max", provider="triton", n_cols=1823).ms * 100) | pct }} of a read at 1,823 columns.
-# - **Small sums** end before the memory is up to speed, and the second launch shows. For 65,536
-#   numbers the host takes {{ row("full_sum", provider="triton", n=2**16).host_us | n }} µs; torch, with one launch from C++,
-#   {{ row("full_sum", provider="torch", n=2**16).host_us | n }}.
+# {% set ours, read = rows("full_sum", provider="triton"), rows("full_sum", provider="triton_read") -%}
+# - **Small sums.** The sum ends {{ ((ours[0].ms - read[0].ms) * 1000) | n(1) }} µs after the read of 2¹⁶ numbers, {{ ((ours[4].ms - read[4].ms) * 1000) | n(1) }} after that of 2²⁶,
+#   {{ (read[4].ms / ours[4].ms * 100) | pct }} of its speed: the launch that zeroes, then counting and fetching the sums.{{ claim(read[4].ms / ours[4].ms >= 0.82) }}
+#   The host takes {{ ours[0].host_us | n }} µs a call, torch from C++ {{ row("full_sum", provider="torch", n=2**16).host_us | n }}; column sums, two launches, {{ row("column_sum", provider="triton", n_cols=8192).host_us | n }}.{{ claim(ours[0].host_us <= 28) }}
+# - **Maxima of short rows**: {{ (row("row_max", provider="triton_read", n_cols=256).ms / row("row_max", provider="triton", n_cols=256).ms * 100) | pct }} at 256 columns, where 512 bytes read bring 10 written, 8 for the column (int64, as torch's).
 # - **Columns of widths without a factor 8**, in bfloat16: loads are narrow, element by element.
 #
 # ## What to remember
 #
 # 1. A reduction costs a read. Combine in registers, element by element; build one tree, at the end.
-# 2. Any associative rule reduces (if commutative) or scans: sums, pairs with ties settled, maps.
+# 2. Any associative rule reduces (if commutative) or scans: sums, maxima with NaN, pairs, maps.
 # 3. Two stages fix by position who meets whom: the same bits every time, at no price.
 #
 # ## Exercises
@@ -624,18 +635,10 @@ if __name__ == "__main__":
 #     ??? success "Answer"
 #         Rows of negative numbers would have the maximum 0. Tests of long random rows miss it.
 #
-# ??? question "2 (medium): write `combine` for mean and variance (Welford)."
+# ??? question "2 (medium): write the `combine` that finds maximum and column as a pair."
 #     ??? success "Answer"
-#         Triples of count, mean and sum of squared deviations; masked lanes have the count 0:
-#
-#         ```python
-#         @triton.jit
-#         def welford(n, mean, m2, n_b, mean_b, m2_b):
-#             total = n + n_b
-#             share = tl.where(total > 0, n_b / tl.maximum(total, 1.0), 0.0)
-#             delta = mean_b - mean
-#             return total, mean + delta * share, m2 + m2_b + delta * delta * n * share
-#         ```
+#         `other` wins if `(other > value) | ((other == value) & (other_col < col))`, or if it is
+#         NaN and `value` is not; of two NaN the lower column wins. `tl.where` then picks both.
 #
 # ??? question "3 (hard): the gradient of `scan` flips its inputs, a copy each. Do without."
 #     ??? success "Answer"
@@ -679,10 +682,10 @@ def bench(measure):
     yield result("row_sum", "Row sums of 2²⁹ numbers", found)
     found = sweep(wide, row_max, lambda x: x.max(-1), torch_amax=lambda x: x.amax(-1))
     yield result("row_max", "Row maxima of 2²⁹ numbers", found)
-    found = sweep(wide[1:5:3], row_logsumexp, lambda x: x.logsumexp(-1))
+    found = sweep(wide[3:5], row_logsumexp, lambda x: x.logsumexp(-1))
     yield result("logsumexp", "Log-sum-exp of 2²⁹ numbers", found)
     tall = [(2**29 // n, n) for n in (64, 512, 5000, 8192, 131072)]
-    found = sweep(tall, lambda x: reduce_sum(x, 0), lambda x: x.sum(0))
+    found = sweep(tall, lambda x: reduce_sum(x, 0), lambda x: x.sum(0), host=True)
     yield result("column_sum", "Column sums of 2²⁹ numbers", found)
     sizes = [(2**k,) for k in (16, 20, 22, 24, 26, 29)]
     found = sweep(sizes, reduce_sum, torch.sum, host=True, triton_atomic=atomic_sum)

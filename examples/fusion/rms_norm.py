@@ -58,57 +58,16 @@ def add_rms_norm_reference(x, residual, weight, eps=1e-6):
     return rms_norm_reference(h, weight, eps), h
 
 # %% [markdown]
-# ## Step 1: block by block, at any width
+# ## Forward: a row in registers
 #
-# A [program](../glossary.md#program) takes one row, a [block](../glossary.md#block) at a time: once
-# for the sum of squares, once more to write, the last block first, since it is the likeliest to be
-# in a cache still. What must lanes hold that the [mask](../glossary.md#mask) switches off? Zero:
-# its square adds nothing. And the mean divides by `n_cols`, never by the block. The sum with the
-# residual is rounded before it is normed: the backward pass will read $h$ as written, and both must
-# mean the same number. A `None` is known when the kernel is compiled: its `if` costs nothing later.
-
-# %% tags=["copy"]
-@triton.jit
-def rms_norm_long_kernel(
-    x_ptr, residual_ptr, weight_ptr, y_ptr, h_ptr, rstd_ptr, stride_xm, stride_rm, n_cols, eps,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """RMSNorm of a row a program, after adding the residual; what is not needed is None."""
-    # int64: the offset of a row passes 2**31 in a tensor of more than 2**31 elements
-    row = tl.program_id(0).to(tl.int64)
-    x_ptr, y_ptr = x_ptr + row * stride_xm, y_ptr + row * n_cols
-    again_ptr = x_ptr
-    if residual_ptr is not None:
-        residual_ptr, h_ptr = residual_ptr + row * stride_rm, h_ptr + row * n_cols
-        again_ptr = h_ptr
-    squares = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)  # [BLOCK]
-        mask = cols < n_cols
-        h = tl.load(x_ptr + cols, mask=mask, other=0.0, eviction_policy="evict_last")
-        if residual_ptr is not None:
-            residual = tl.load(residual_ptr + cols, mask=mask, other=0.0)
-            h = (h.to(tl.float32) + residual.to(tl.float32)).to(h.dtype)
-            tl.store(h_ptr + cols, h, mask=mask)
-        squares += h.to(tl.float32) * h.to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(squares, axis=0) / n_cols + eps)
-    if rstd_ptr is not None:
-        tl.store(rstd_ptr + row, rstd)
-    # other threads may have written what a thread reads again
-    tl.debug_barrier()
-    last = (n_cols - 1) // BLOCK * BLOCK
-    for start in range(0, n_cols, BLOCK):
-        cols = last - start + tl.arange(0, BLOCK)
-        mask = cols < n_cols
-        h = tl.load(again_ptr + cols, mask=mask, eviction_policy="evict_first").to(tl.float32)
-        weight = tl.load(weight_ptr + cols, mask=mask).to(tl.float32)
-        tl.store(y_ptr + cols, h * rstd * weight, mask=mask)
-
-# %% [markdown]
-# ## Step 2: the row stays in registers
+# A [program](../glossary.md#program) holds a row, a [block](../glossary.md#block), in
+# [registers](../glossary.md#register), sums its squares, and writes: read once, written once. What
+# must lanes hold that the [mask](../glossary.md#mask) switches off? Zero: its square adds nothing.
+# And the mean divides by `n_cols`, never by the block. The sum with the residual is rounded before
+# it is normed: the backward pass will read $h$ as written, and both must mean the same number. A
+# `None` is known when the kernel is compiled: its `if` costs nothing later.
 #
-# Up to 32,768 bfloat16 columns, a program keeps its row in [registers](../glossary.md#register) and
-# reads it once, cache or no cache. Beyond that, this kernel does what pays at such speed:
+# What else counts at a copy's speed:
 #
 # - **Several short rows a program**, for starting one costs as much as moving some 2 KiB.
 # - **Whole vectors.** A thread moves 16 bytes at once only where they begin at a multiple of 16 and
@@ -116,11 +75,13 @@ def rms_norm_long_kernel(
 #   compiler *knows* the factor. So width 1,000, which is no multiple of 16, is fast.
 # - **Odd widths.** Of 12,289 columns, most rows begin off the boundary. The kernel takes whole
 #   vectors from a row's first boundary on; the *head* before them and what is left behind are an
-#   *edge*, a small block of its own. Rows of one program lie a multiple of 8 apart (`PEEL`), so
-#   that their heads are equally long.
+#   *edge*, a small block. Rows of one program lie a multiple of 8 apart (`PEEL`): equal heads.
 # - **Packed rows.** Between sum and store a bfloat16 row should wait in two bytes an element, so
 #   that more programs fit an [SM](../glossary.md#sm). The compiler would rather keep its float32
 #   numbers; `_hold` passes the row through a line of assembly that hides the sameness.
+# - **Long rows** are shared, as in [softmax](softmax.py): `PARTS` programs leave their sums in
+#   slots and wait for those of the others. Each takes its place by ticket when it starts. So who
+#   waits, waits for programs that run or are next; none waits for ever.
 
 # %% tags=["copy"]
 @triton.jit
@@ -130,20 +91,20 @@ def _align(offset, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def _head(pid, n_cols, VECTOR: tl.constexpr, PEEL: tl.constexpr):
-    # elements of row `pid` before its first 16-byte boundary
+def _head(row, n_cols, VECTOR: tl.constexpr, PEEL: tl.constexpr):
+    # elements before the row's first 16-byte boundary
     head = 0
     if PEEL:
-        head = ((VECTOR - pid.to(tl.int64) * n_cols % VECTOR) % VECTOR).to(tl.int32)
+        head = ((VECTOR - row.to(tl.int64) * n_cols % VECTOR) % VECTOR).to(tl.int32)
     return head
 
 
 @triton.jit
-def _edge(head, body, n_cols, VECTOR: tl.constexpr):
-    # columns, counted from the head's end, that lie before and after the body's whole vectors
+def _edge(head, body, n_cols, part, VECTOR: tl.constexpr):
+    # columns, counted from the head's end, before and after whole vectors: they go to part 0
     lane = tl.arange(0, 2 * VECTOR)[None, :]  # [1, 2 * VECTOR]
     edge = tl.where(lane < VECTOR, lane - head, lane - VECTOR + body)
-    return edge, tl.where(lane < VECTOR, lane < head, head + edge < n_cols)
+    return edge, tl.where(lane < VECTOR, lane < head, head + edge < n_cols) & (part == 0)
 
 
 @triton.jit
@@ -155,28 +116,59 @@ def _hold(x, HOLD: tl.constexpr):
 
 
 @triton.jit
-def rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, y_ptr, h_ptr, rstd_ptr, stride_xm, stride_rm,
-    n_rows, n_cols, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
-    PEEL: tl.constexpr, HOLD: tl.constexpr,
-):  # fmt: skip
-    """As rms_norm_long_kernel, `ROWS` rows a program; `BLOCK` is at least `n_cols`.
+def _place(slots_ptr, PARTS: tl.constexpr, WAIT: tl.constexpr):
+    # a program's group, its part of that group's rows, and the number of groups
+    place = tl.program_id(0)
+    if PARTS > 1 and WAIT:
+        place = tl.atomic_add(slots_ptr, 1).to(tl.int32)
+    return place // PARTS, place % PARTS, tl.num_programs(0) // PARTS
 
-    `VECTOR` divides n_cols and all strides; with PEEL: stride - n_cols and the number of programs.
-    """
-    pid = tl.program_id(0).to(tl.int64)
-    if PEEL:
-        rows = pid + tl.arange(0, ROWS)[:, None] * tl.num_programs(0)  # [ROWS, 1]
+
+@triton.jit
+def _meet(slot_ptr, part, total, PARTS: tl.constexpr, WAIT: tl.constexpr):
+    # an empty slot holds 0: in place of 0, a part leaves the smallest float above it
+    word = total.to(tl.int32, bitcast=True)
+    tl.atomic_xchg(slot_ptr + part, tl.where(word == 0, 1, word), sem="relaxed")
+    parts = tl.arange(0, triton.next_power_of_2(PARTS))
+    ptrs = slot_ptr + tl.minimum(parts, PARTS - 1)
+    if WAIT:
+        words = tl.inline_asm_elementwise(
+            "{ .reg .pred %p; again: ld.relaxed.gpu.global.b32 $0, [$1];"
+            " setp.eq.s32 %p, $0, 0; @%p bra again; }",
+            "=r,l", [ptrs.to(tl.int64)], tl.int32, False, 1,
+        )  # fmt: skip
     else:
-        rows = pid * ROWS + tl.arange(0, ROWS)[:, None]
-    head = _head(pid, n_cols, VECTOR, PEEL)
+        words = tl.load(ptrs)
+    return tl.sum(tl.where(parts < PARTS, words, 0).to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def rms_norm_kernel(
+    x_ptr, residual_ptr, weight_ptr, y_ptr, h_ptr, rstd_ptr, slots_ptr, stride_xm, stride_rm,
+    n_rows, n_cols, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+    FULL: tl.constexpr, VECTOR: tl.constexpr, PEEL: tl.constexpr, HOLD: tl.constexpr,
+    WAIT: tl.constexpr,
+):  # fmt: skip
+    """RMSNorm of `ROWS` rows a program, or of one by `PARTS`, after adding the residual, or None.
+
+    `VECTOR` divides n_cols and all strides; with PEEL: stride - n_cols and `programs // PARTS`.
+    `slots_ptr`: zeros, one, and one for each part of each row.
+    """
+    group, part, groups = _place(slots_ptr, PARTS, WAIT)
+    # int64: the offset of a row passes 2**31 in a tensor of more than 2**31 elements
+    rows = tl.arange(0, ROWS)[:, None].to(tl.int64)  # [ROWS, 1]
+    rows = group + rows * groups if PEEL else group.to(tl.int64) * ROWS + rows
+    head = _head(group, n_cols, VECTOR, PEEL)
     body = _align(n_cols - head, VECTOR)
     x_first = _align(rows * stride_xm + head, VECTOR)
     y_first = _align(rows * n_cols + head, VECTOR)
-    cols = tl.arange(0, BLOCK)[None, :]  # [1, BLOCK]
-    mask = (rows < n_rows) & (cols < body)
+    cols = part * BLOCK + tl.arange(0, BLOCK)[None, :]  # [1, BLOCK]
+    there, in_row = rows < n_rows, cols < body
+    if FULL:  # no lane is idle, and the compiler drops a mask that is always true
+        there, in_row = rows >= 0, cols >= 0
+    mask = there & in_row
     h = tl.load(x_ptr + x_first + cols, mask=mask, other=0.0)
-    weight = tl.load(weight_ptr + head + cols, mask=cols < body, other=0.0)
+    weight = tl.load(weight_ptr + head + cols, mask=in_row, other=0.0)
     if residual_ptr is not None:
         r_first = _align(rows * stride_rm + head, VECTOR)
         residual = tl.load(residual_ptr + r_first + cols, mask=mask, other=0.0)
@@ -184,9 +176,9 @@ def rms_norm_kernel(
         tl.store(h_ptr + y_first + cols, h, mask=mask)
     squares = tl.sum(h.to(tl.float32) * h.to(tl.float32), axis=1)[:, None]
     if PEEL:
-        edge, edge_mask = _edge(head, body, n_cols, VECTOR)
+        edge, edge_mask = _edge(head, body, n_cols, part, VECTOR)
         weight_edge = tl.load(weight_ptr + head + edge, mask=edge_mask, other=0.0).to(tl.float32)
-        edge_mask &= rows < n_rows
+        edge_mask &= there
         h_edge = tl.load(x_ptr + x_first + edge, mask=edge_mask, other=0.0)
         if residual_ptr is not None:
             residual = tl.load(residual_ptr + r_first + edge, mask=edge_mask, other=0.0)
@@ -194,14 +186,17 @@ def rms_norm_kernel(
             tl.store(h_ptr + y_first + edge, h_edge, mask=edge_mask)
         h_edge = h_edge.to(tl.float32)
         squares += tl.sum(h_edge * h_edge, axis=1)[:, None]
-    rstd = tl.rsqrt(squares / n_cols + eps)  # [ROWS, 1]
+    if PARTS > 1:
+        slot_ptr = slots_ptr + 1 + group.to(tl.int64) * PARTS
+        squares = _meet(slot_ptr, part, tl.sum(squares), PARTS, WAIT)
+    rstd = tl.rsqrt(squares / n_cols + eps)  # [ROWS, 1], or a number
     h = _hold(h, HOLD)
     y = h.to(tl.float32) * rstd * weight.to(tl.float32)
     tl.store(y_ptr + y_first + cols, y, mask=mask)
     if PEEL:
         tl.store(y_ptr + y_first + edge, h_edge * rstd * weight_edge, mask=edge_mask)
     if rstd_ptr is not None:
-        tl.store(rstd_ptr + rows, rstd, mask=rows < n_rows)
+        tl.store(rstd_ptr + rows, rstd, mask=there & (part == 0))
 
 # %% [markdown]
 # ## Backward
@@ -217,22 +212,21 @@ def rms_norm_kernel(
 # $h$, a sum, hands its gradient to both terms: one tensor, $dx$ plus the $dh$ from the residual
 # stream, serves both. $dx$ wants a program that sees a row, $dw$ one that sees a column. For $dw$:
 #
-# 1. **Atomic additions** to one `dw` in memory, one an element, to few addresses. Float sums depend
-#    on their order, so the gradient would differ from run to run.
-# 2. **A partial sum for each row**, added up later: float32, four bytes an element written and read
-#    again, where the whole job moves six.
+# 1. **Atomic additions** to one `dw` in memory: many, to few addresses. Float sums depend on their
+#    order, so the gradient would differ from run to run.
+# 2. **A partial sum for each row**, added up later: 4 bytes an element, written and read again,
+#    where the whole job moves 6.
 # 3. **A partial sum for each program, and few programs.** Each walks down many rows and keeps its
 #    sums in registers. A second, small kernel adds up what they leave, always in the same order.
 #
 # {{ diagram("rms_norm_backward") }}
 #
 # The third adds 1 % of traffic at 8192 × 8192. Its price is parallelism: a program alone on its SM
-# waits for its row, computes, waits again. So the next rows must be on their way meanwhile:
-# `num_stages` copies them ahead into [shared memory](../glossary.md#shared-memory)
-# ([pipelining](../glossary.md#pipelining)). And 8,192 columns mean 8,192 float32 sums in registers,
-# beside which `x`, `dy` and the weight wait packed. Past 8,192 the weight finds no room and is
-# loaded for each row (`KEEP`); past 16,384 the sums neither, and a program takes each row in two
-# passes, as in step 1, and adds to its own row of `partial` in memory.
+# waits for its row, computes, waits again. So `num_stages` copies the next rows ahead into
+# [shared memory](../glossary.md#shared-memory) ([pipelining](../glossary.md#pipelining)). And 8,192
+# columns mean 8,192 float32 sums in registers, beside which `x`, `dy` and the weight wait packed.
+# Past 8,192 the weight finds no room and is loaded for each row (`KEEP`); past 16,384 the sums
+# neither, and programs share a row. Waiting for each other costs little: the next is under way.
 
 # %% tags=["copy"]
 @triton.jit
@@ -249,40 +243,66 @@ def _dx(x, weight, dy, rstd, dot, n_cols):
 
 @triton.jit
 def rms_norm_bwd_kernel(
-    dy_ptr, dh_ptr, h_ptr, weight_ptr, rstd_ptr, dx_ptr, partial_ptr,
+    dy_ptr, dh_ptr, h_ptr, weight_ptr, rstd_ptr, dx_ptr, partial_ptr, slots_ptr,
     stride_dym, stride_dhm, stride_hm, n_rows, n_cols, n_steps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr, HOLD: tl.constexpr,
-    KEEP: tl.constexpr, STAGES: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, VECTOR: tl.constexpr,
+    PEEL: tl.constexpr, HOLD: tl.constexpr, KEEP: tl.constexpr, STAGES: tl.constexpr,
+    WAIT: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of every `num_programs`-th row, `n_steps * ROWS` in all, and their share of dw."""
-    pid, num_programs = tl.program_id(0), tl.num_programs(0)
-    cols = tl.arange(0, BLOCK)[None, :]  # [1, BLOCK]
-    in_row = cols < _align(n_cols, VECTOR)
-    held = tl.load(weight_ptr + cols, mask=in_row, other=0.0)
+    """Gradient of `n_steps * ROWS` rows, their share of dw; parts, slots as for rms_norm_kernel."""
+    group, part, groups = _place(slots_ptr, PARTS, WAIT)
+    head = _head(group, n_cols, VECTOR, PEEL)
+    body = _align(n_cols - head, VECTOR)
+    cols = part * BLOCK + tl.arange(0, BLOCK)[None, :]  # [1, BLOCK]
+    in_row = cols < body
+    held = tl.load(weight_ptr + head + cols, mask=in_row, other=0.0)
     acc = tl.zeros([ROWS, BLOCK], tl.float32)
+    lanes = tl.arange(0, ROWS)[:, None].to(tl.int64)
+    if PEEL:
+        edge, in_edge = _edge(head, body, n_cols, part, VECTOR)
+        weight_edge = tl.load(weight_ptr + head + edge, mask=in_edge, other=0.0).to(tl.float32)
+        acc_edge = tl.zeros([ROWS, 2 * VECTOR], tl.float32)
     for step in tl.range(0, n_steps, num_stages=STAGES):
-        lanes = (step * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
-        rows = pid + lanes * num_programs  # [ROWS, 1]
+        rows = group + (step * ROWS + lanes) * groups  # [ROWS, 1]
         mask = (rows < n_rows) & in_row
-        x_ptrs = h_ptr + rows * _align(stride_hm, VECTOR) + cols  # [ROWS, BLOCK]
-        dy_ptrs = dy_ptr + rows * _align(stride_dym, VECTOR) + cols
+        x_ptrs = h_ptr + _align(rows * stride_hm + head, VECTOR) + cols  # [ROWS, BLOCK]
+        dy_ptrs = dy_ptr + _align(rows * stride_dym + head, VECTOR) + cols
         x = tl.load(x_ptrs, mask=mask, other=0.0)
         dy = tl.load(dy_ptrs, mask=mask, other=0.0)
         rstd = tl.load(rstd_ptr + rows, mask=rows < n_rows, other=0.0)
         if dh_ptr is not None:
-            dh_ptrs = dh_ptr + rows * _align(stride_dhm, VECTOR) + cols
+            dh_ptrs = dh_ptr + _align(rows * stride_dhm + head, VECTOR) + cols
             dh = tl.load(dh_ptrs, mask=mask, other=0.0)
-        weight = _weight(held, weight_ptr + cols, in_row, KEEP, HOLD)
+        weight = _weight(held, weight_ptr + head + cols, in_row, KEEP, HOLD)
         dot = tl.sum(x.to(tl.float32) * (weight * dy.to(tl.float32)), axis=1)[:, None]
+        if PEEL:
+            there = (rows < n_rows) & in_edge
+            x_edge = tl.load(h_ptr + rows * stride_hm + head + edge, mask=there, other=0.0)
+            dy_edge = tl.load(dy_ptr + rows * stride_dym + head + edge, mask=there, other=0.0)
+            x_edge, dy_edge = x_edge.to(tl.float32), dy_edge.to(tl.float32)
+            dot += tl.sum(x_edge * (weight_edge * dy_edge), axis=1)[:, None]
+        if PARTS > 1:
+            slot_ptr = slots_ptr + 1 + (group + tl.cast(step, tl.int64) * groups) * PARTS
+            dot = _meet(slot_ptr, part, tl.sum(dot), PARTS, WAIT)
         x, dy = _hold(x, HOLD).to(tl.float32), _hold(dy, HOLD).to(tl.float32)
-        weight = _weight(held, weight_ptr + cols, in_row, KEEP, HOLD)
+        weight = _weight(held, weight_ptr + head + cols, in_row, KEEP, HOLD)
         dx = _dx(x, weight, dy, rstd, dot, n_cols)
         if dh_ptr is not None:
             dx += dh.to(tl.float32)
-        tl.store(dx_ptr + rows * _align(n_cols, VECTOR) + cols, dx, mask=mask)
+        dx_ptrs = dx_ptr + _align(rows * n_cols + head, VECTOR)
+        tl.store(dx_ptrs + cols, dx, mask=mask)
         acc += dy * (x * rstd)
-    partial_ptr += pid.to(tl.int64) * n_cols
+        if PEEL:
+            dx = _dx(x_edge, weight_edge, dy_edge, rstd, dot, n_cols)
+            if dh_ptr is not None:
+                dh_edge_ptrs = dh_ptr + rows * stride_dhm + head + edge
+                dx += tl.load(dh_edge_ptrs, mask=there, other=0.0).to(tl.float32)
+            tl.store(dx_ptrs + edge, dx, mask=there)
+            acc_edge += dy_edge * (x_edge * rstd)
+    partial_ptr += group.to(tl.int64) * n_cols + head
     tl.store(partial_ptr + cols, tl.sum(acc, axis=0)[None, :], mask=in_row)
+    if PEEL:
+        tl.store(partial_ptr + edge, tl.sum(acc_edge, axis=0)[None, :], mask=in_edge)
 
 
 @triton.jit
@@ -300,42 +320,6 @@ def column_sum_kernel(
     tl.store(out_ptr + offs_n, tl.sum(acc, axis=0)[None, :], mask=offs_n < n_cols)
 
 
-@triton.jit
-def rms_norm_bwd_long_kernel(
-    dy_ptr, dh_ptr, h_ptr, weight_ptr, rstd_ptr, dx_ptr, partial_ptr,
-    stride_dym, stride_dhm, stride_hm, n_rows, n_cols, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """As rms_norm_bwd_kernel, `BLOCK` columns at a time; `partial_ptr` points to zeros."""
-    partial_ptr += tl.program_id(0).to(tl.int64) * n_cols
-    for row in range(tl.program_id(0), n_rows, tl.num_programs(0)):
-        row = tl.cast(row, tl.int64)
-        h_row, dy_row = h_ptr + row * stride_hm, dy_ptr + row * stride_dym
-        rstd = tl.load(rstd_ptr + row)
-        dots = tl.zeros([BLOCK], tl.float32)
-        for start in range(0, n_cols, BLOCK):
-            cols = start + tl.arange(0, BLOCK)
-            mask = cols < n_cols
-            x = tl.load(h_row + cols, mask=mask, other=0.0, eviction_policy="evict_last")
-            dy = tl.load(dy_row + cols, mask=mask, other=0.0, eviction_policy="evict_last")
-            weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
-            dots += x.to(tl.float32) * (weight * dy.to(tl.float32))
-        dot = tl.sum(dots, axis=0)
-        last = (n_cols - 1) // BLOCK * BLOCK
-        for start in range(0, n_cols, BLOCK):
-            cols = last - start + tl.arange(0, BLOCK)
-            mask = cols < n_cols
-            x = tl.load(h_row + cols, mask=mask, eviction_policy="evict_first").to(tl.float32)
-            dy = tl.load(dy_row + cols, mask=mask, eviction_policy="evict_first").to(tl.float32)
-            weight = tl.load(weight_ptr + cols, mask=mask).to(tl.float32)
-            dx = _dx(x, weight, dy, rstd, dot, n_cols)
-            if dh_ptr is not None:
-                dx += tl.load(dh_ptr + row * stride_dhm + cols, mask=mask).to(tl.float32)
-            tl.store(dx_ptr + row * n_cols + cols, dx, mask=mask)
-            sums = tl.load(partial_ptr + cols, mask=mask)
-            tl.store(partial_ptr + cols, sums + dy * (x * rstd), mask=mask)
-        # the next row adds to what other threads may have written
-        tl.debug_barrier()
-
 # %% [markdown]
 # ## Launch
 #
@@ -344,75 +328,93 @@ def rms_norm_bwd_long_kernel(
 # Where nothing used $h$, its gradient arrives as None, and a trip is saved.
 
 # %% tags=["copy"]
-def _vector(itemsize: int, *sizes: int) -> int:
-    # elements of a 16-byte vector where they divide all sizes, else 1
-    return 1 if any(size % (16 // itemsize) for size in sizes) else 16 // itemsize
+def _vectors(size: int, n_cols: int, *strides: int) -> tuple[int, bool]:
+    # elements that move at once, 16 bytes or one; and whether rows begin off a boundary, all alike
+    vector, alike = 16 // size, not any((stride - n_cols) % (16 // size) for stride in strides)
+    peel = alike and n_cols % vector > 0 and n_cols >= 256
+    return vector if peel or (alike and n_cols % vector == 0) else 1, peel
+
+
+def _sms(x: torch.Tensor) -> int:
+    # the interpreter has no SMs; with 2, its programs walk
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
 
 
 def rms_norm_forward(x, residual, weight, eps, y, h=None, rstd=None) -> None:
     """Norms `[n_rows, n_cols]`, columns adjacent, into contiguous outputs; rstd is float32."""
     (n_rows, n_cols), size = x.shape, x.element_size()
     strides = x.stride(0), x.stride(0) if residual is None else residual.stride(0)
-    tensors = x, residual, weight, y, h, rstd
-    block, vector = triton.next_power_of_2(n_cols), _vector(size, n_cols, *strides)
+    interpreted, (vector, peel) = triton.knobs.runtime.interpret, _vectors(size, n_cols, *strides)
+    body = n_cols // vector * vector
+    # 16 at least, since `_hold` packs two numbers
+    block, parts = max(16, 1 << (body - 1).bit_length()), 1
     if block * size > 65536:
-        rms_norm_long_kernel[(n_rows,)](*tensors, *strides, n_cols, eps, BLOCK=8192, num_warps=16)
-        return
-    rows, hold, maxnreg = max(1, 2048 // block), False, None
+        block, parts = 16384 // size, -(-body * size // 16384)
+    rows = max(1, 2048 // block) if parts == 1 else 1
+    full = residual is None and vector > 1 and n_cols == parts * block and n_rows % rows == 0
     num_warps = 4 if rows > 1 else max(1, block * size // 4096)
-    # whole vectors all the same where a row of x begins as its row of y does
-    peel = vector == 1 < _vector(size, *(stride - n_cols for stride in strides)) and block >= 256
-    vector = 16 // size if peel else vector
-    if size == 2 and residual is None and (block == 8192 or (block > 8192 and peel)):
-        hold, maxnreg = not triton.knobs.runtime.interpret, 96 if block == 8192 else 128
-    elif residual is not None and block * size == 32768:
-        num_warps *= 2
+    hold, maxnreg = size == 2 and residual is None, None
+    if hold and full and parts == 1 and 4096 <= block <= 16384:
+        num_warps, hold, maxnreg = 8, block > 4096, {4096: None, 8192: 64, 16384: 96}[block]
+    elif hold and (block == 8192 or (block > 8192 and peel)):
+        maxnreg = 96 if block == 8192 else 128
+    else:
+        hold = False
+        num_warps *= 2 if residual is not None and block * size == 32768 else 1
     multiple = vector if peel else 1  # rows of a program lie a multiple apart
-    rms_norm_kernel[(triton.cdiv(n_rows, rows * multiple) * multiple,)](
-        *tensors, *strides, n_rows, n_cols, eps, ROWS=rows, BLOCK=block, VECTOR=vector, PEEL=peel,
-        HOLD=hold, num_warps=num_warps, maxnreg=maxnreg,
-    )  # fmt: skip
+    groups = -(-n_rows // (rows * multiple)) * multiple
+    slots = x.new_zeros(1 + groups * parts, dtype=torch.int32) if parts > 1 else None
+    # the interpreter runs programs in turn and cannot wait: the second time every part is there
+    for _ in range(2 if interpreted and parts > 1 else 1):
+        rms_norm_kernel[(groups * parts,)](
+            x, residual, weight, y, h, rstd, slots, *strides, n_rows, n_cols, eps, ROWS=rows,
+            BLOCK=block, PARTS=parts, FULL=full, VECTOR=vector, PEEL=peel, WAIT=not interpreted,
+            HOLD=hold and not interpreted, num_warps=num_warps, maxnreg=maxnreg,
+        )  # fmt: skip
 
 
 def rms_norm_backward(dy, dh, h, weight, rstd, dx, dweight) -> None:
     """Writes dx and dweight from the gradients of y and of h, which was normed; dh may be None."""
     (n_rows, n_cols), size = h.shape, h.element_size()
     strides = dy.stride(0), h.stride(0) if dh is None else dh.stride(0), h.stride(0)
-    block, vector = triton.next_power_of_2(n_cols), _vector(size, n_cols, *strides)
-    # the interpreter has no SMs; with 2, its programs walk
-    sms = torch.cuda.get_device_properties(h.device).multi_processor_count if h.is_cuda else 2
+    interpreted, (vector, peel) = triton.knobs.runtime.interpret, _vectors(size, n_cols, *strides)
+    body = n_cols // vector * vector
+    block, parts = max(16, 1 << (body - 1).bit_length()), 1
+    part_bytes = 8192 if peel else 16384
+    if block * size > (32768 if vector > 1 and not peel else part_bytes):
+        block, parts = part_bytes // size, -(-body * size // part_bytes)
     row_bytes = block * size
-    long, per_sm = row_bytes > (16384 if vector == 1 else 32768), 2 if row_bytes <= 4096 else 1
-    tile_bytes = max(16384 // per_sm, row_bytes)
-    rows = 1 if long else tile_bytes // row_bytes
-    programs = min(per_sm * sms, triton.cdiv(n_rows, rows))
-    new = h.new_zeros if long else h.new_empty
-    partial = new(programs, n_cols, dtype=torch.float32)
-    inputs = dy, dh, h, weight, rstd, dx, partial, *strides, n_rows, n_cols
-    if long:
-        rms_norm_bwd_long_kernel[(programs,)](*inputs, BLOCK=8192, num_warps=16)
-    else:
-        steps, stages = triton.cdiv(n_rows, rows * programs), 3 if row_bytes < 32768 else 2
-        if dh is None and row_bytes == 16384 and n_cols * size <= 12288:
-            stages = 4  # a row far shorter than its block leaves less under way
-        rms_norm_bwd_kernel[(programs,)](
-            *inputs, steps, ROWS=rows, BLOCK=block, VECTOR=vector, KEEP=row_bytes < 32768,
-            STAGES=stages, HOLD=size == 2 and not triton.knobs.runtime.interpret,
+    per_sm = 2 if row_bytes <= 4096 or peel else 1
+    rows = max(1, 16384 // per_sm // row_bytes) if parts == 1 else 1
+    groups = max(1, min(per_sm * _sms(h) // parts, -(-n_rows // rows)))
+    groups = -(-groups // vector) * vector if peel else groups  # a group's rows have equal heads
+    steps, stages = -(-n_rows // (rows * groups)), 3 if row_bytes < 32768 else 2
+    if dh is None and row_bytes == 16384 and (parts > 1 or n_cols * size <= 12288):
+        stages = 4  # a row far shorter than its block leaves less under way
+    partial = torch.empty(groups, n_cols, dtype=torch.float32, device=h.device)
+    slots = h.new_zeros(1 + groups * steps * parts, dtype=torch.int32) if parts > 1 else None
+    # the interpreter runs programs in turn and cannot wait: the second time every part is there
+    for _ in range(2 if interpreted and parts > 1 else 1):
+        rms_norm_bwd_kernel[(groups * parts,)](
+            dy, dh, h, weight, rstd, dx, partial, slots, *strides, n_rows, n_cols, steps,
+            ROWS=rows, BLOCK=block, PARTS=parts, VECTOR=vector, PEEL=peel, KEEP=row_bytes < 32768,
+            HOLD=size == 2 and not interpreted, STAGES=stages, WAIT=not interpreted,
             num_warps=8 // per_sm,
         )  # fmt: skip
     block = 16 if n_cols <= 2048 else 64
-    inputs, grid = (partial, dweight, programs, n_cols), (triton.cdiv(n_cols, block),)
-    column_sum_kernel[grid](*inputs, BLOCK_M=128, BLOCK_N=block, num_warps=8)
+    column_sum_kernel[(-(-n_cols // block),)](
+        partial, dweight, groups, n_cols, BLOCK_M=128, BLOCK_N=block, num_warps=8
+    )
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
     """`x` as `[n_rows, n_cols]` with adjacent columns: a view where there is one, else a copy."""
-    x = x.reshape(-1, x.shape[-1])
+    x = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 def _forward(x, residual, weight, eps, keep):
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     h = None if residual is None else torch.empty_like(y)
     rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) if keep else None
     if x.numel():
@@ -446,19 +448,26 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _rms_norm(name, x, residual, weight, eps):
-    floats, tensors = (torch.float32, torch.float16, torch.bfloat16), (x, weight, residual)
-    given = ", ".join(f"{tuple(t.shape)} {t.dtype} {t.device}" for t in tensors if t is not None)
+    tensors = (x, weight) if residual is None else (x, weight, residual)
+
+    def refuse(error, why):
+        given = ", ".join(f"{tuple(t.shape)} {t.dtype} {t.device}" for t in tensors)
+        raise error(f"{name} {why}, got {given}")
+
+    floats, n_cols = (torch.float32, torch.float16, torch.bfloat16), x.shape[-1] if x.dim() else 0
     if x.dtype not in floats or weight.dtype not in floats:
-        raise TypeError(f"{name} takes float32, float16 or bfloat16, got {given}")
-    if x.dim() == 0 or weight.shape != x.shape[-1:] or x.shape[-1] > 2**30:
-        raise ValueError(f"{name} needs a weight as long as x's rows, up to 2**30, got {given}")
+        refuse(TypeError, "takes float32, float16 or bfloat16")
+    if x.dim() == 0 or weight.dim() != 1 or weight.shape[0] != n_cols:
+        refuse(ValueError, "needs a weight as long as x's rows")
     if residual is not None and (residual.shape, residual.dtype) != (x.shape, x.dtype):
-        raise ValueError(f"{name} needs a residual of x's shape and dtype, got {given}")
-    if any(t is not None and t.device != x.device for t in tensors):
-        raise ValueError(f"{name} needs all tensors on one device, got {given}")
+        refuse(ValueError, "needs a residual of x's shape and dtype")
+    if any(t.device != x.device for t in tensors):
+        refuse(ValueError, "needs all tensors on one device")
     if not x.is_cuda and not triton.knobs.runtime.interpret:
-        raise ValueError(f"{name} needs a GPU, got {given}; TRITON_INTERPRET=1 runs it on the CPU")
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        refuse(ValueError, "needs a GPU (on the CPU, TRITON_INTERPRET=1)")
+    if n_cols > 2**16 and n_cols > (most := _sms(x) * 16384 // x.element_size()):
+        refuse(ValueError, f"takes rows up to {most}, which all programs that run at once can hold")
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _RMSNorm.apply(x, residual, weight, eps)
     y, h, _ = _forward(x, residual, weight, eps, keep=False)
     return y if h is None else (y, h)
@@ -583,13 +592,8 @@ def bench(measure):
     def torch_norm(x, weight):
         return torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-6)
 
-    def torch_add_norm(x, residual, weight):
-        h = x + residual
-        return torch_norm(h, weight), h
-
-    def two_kernels(x, residual, weight):
-        h = x + residual
-        return rms_norm(h, weight), h
+    def after_add(norm):
+        return lambda x, residual, weight: (norm(h := x + residual, weight), h)
 
     def run(fn, inputs, gradients):
         outputs = fn(*inputs)
@@ -617,13 +621,13 @@ def bench(measure):
         about = {"name": name, "title": title, "x": "shape", "dtype": "bfloat16", "mode": mode}
         return about | {"ceiling": "copy", "rows": rows}
 
-    plain, added = (rms_norm, torch_norm), (add_rms_norm, torch_add_norm)
-    apart, forth, both = two_kernels, "forward", "forward and backward"
+    plain, added = (rms_norm, torch_norm), (add_rms_norm, after_add(torch_norm))
+    apart, forth, both = after_add(rms_norm), "forward", "forward and backward"
     shapes = [(16384, 1024), (8192, 4096), (8192, 8192), (4096, 16384), (16384, 16384)]
     odd = [(65536, 1000), (8192, 5120), (5461, 12289), (2048, 65536)]
     yield benchmark("forward", forth, *plain, shapes + odd, 2)
-    yield benchmark("add_forward", forth, *added, shapes + odd, 4, triton_two_kernels=apart)
-    yield benchmark("gradient", both, *plain, shapes + odd, 5)
+    yield benchmark("add_forward", forth, *added, shapes[1:], 4, triton_two_kernels=apart)
+    yield benchmark("gradient", both, *plain, shapes + odd[2:], 5)
     yield benchmark("add_gradient", both, *added, shapes[2:5:2], 8, triton_two_kernels=apart)
     yield benchmark("small", forth, *plain, [(16, 4096)], 2, host=True)
 
@@ -631,18 +635,16 @@ def bench(measure):
 # {{ figure("forward", where={"width": "even"},
 #    caption="Forward is a copy's work; the compiler finds that, too, at even widths.") }}
 # {%- set square, wide, odd = "8192 × 8192", "4096 × 16384", "5461 × 12289" %}{%- for r in rows("forward", provider="triton")[:5] %}{{ claim(r.percent >= 93) }}{% endfor %}
-# {%- set ours = row("forward", provider="triton", shape=square) %}{%- set ours_odd = row("forward", provider="triton", shape=odd) %}
-# {%- set compiled_odd = row("forward", provider="torch_compile", shape=odd) %}
+# {%- set ours = row("forward", provider="triton", shape=square) %}{%- set ours_odd = row("forward", provider="triton", shape=odd) %}{%- set compiled_odd = row("forward", provider="torch_compile", shape=odd) %}
 #
-# At {{ square }}: {{ ours.ms | ms }}, {{ ours.percent | pct }} of the copy. torch.compile is level on
-# even widths; at 12,289 it takes {{ (compiled_odd.ms / ours_odd.ms) | times }} as
+# At {{ square }}: {{ ours.ms | ms }}, {{ ours.percent | pct }} of the copy. torch.compile is level
+# here, or a little ahead{{ claim(0.93 < row("forward", provider="torch_compile", shape=square).ms / ours.ms < 1.1) }}; at 12,289 it takes {{ (compiled_odd.ms / ours_odd.ms) | times }} as
 # long{{ claim(compiled_odd.ms > 1.1 * ours_odd.ms) }}.
 #
 # {{ table("forward", where={"width": "odd or long"}) }}
 #
 # {{ figure("gradient", where={"width": "even"}, caption="With the gradient, one kernel for both sums is ahead of both rivals.") }}
-# {%- for r in rows("gradient", provider="triton")[:5] %}
-# {%- for _, ratio in r.benchmark.peers(r) %}{{ claim(ratio >= 1.05) }}{% endfor %}{% endfor %}
+# {%- for r in rows("gradient", provider="triton")[:5] %}{%- for _, ratio in r.benchmark.peers(r) %}{{ claim(ratio >= 1.05) }}{% endfor %}{% endfor %}
 # {%- set ours = row("gradient", provider="triton", shape=square) %}{%- set compiled = row("gradient", provider="torch_compile", shape=square) %}
 #
 # Forward and backward at {{ square }}: {{ ours.ms | ms }}, {{ ours.percent | pct }} of the
@@ -663,7 +665,7 @@ def bench(measure):
 # - **Wide gradients**: {{ row("gradient", provider="triton", shape=wide).percent | pct }} at {{ wide }}; 16,384 sums and two rows hardly fit an SM.
 # - **Short runs**: {{ row("gradient", provider="triton", shape="16384 × 1024").percent | pct }} at 16384 × 1024, where starting two kernels shows.
 # - **Odd widths**: {{ ours_odd.percent | pct }} forward at 12,289 columns, where the weight begins
-#   elsewhere than the row and comes in single elements. The gradient takes two passes.
+#   elsewhere than the row and comes in single elements.
 # - **Small batches**: {%- set small = row("small", provider="triton") %} a call at {{ small.shape }} takes {{ small.host_us | n(0) }} µs of the host, the
 #   kernel {{ small.us | n(1) }} µs. Use a CUDA graph, or let torch.compile fuse more.
 #
@@ -692,9 +694,7 @@ def bench(measure):
 #
 # ```python
 # from rms_norm import add_rms_norm, rms_norm
-#
 # y, residual = add_rms_norm(attention_output, residual, weight)
 # ```
 #
-# API: [rms_norm][examples.fusion.rms_norm.rms_norm], [add_rms_norm][examples.fusion.rms_norm.add_rms_norm]. Next:
-# [layer norm](layer_norm.py).
+# API: [rms_norm][examples.fusion.rms_norm.rms_norm], [add_rms_norm][examples.fusion.rms_norm.add_rms_norm]. Next: [dropout](dropout.py).

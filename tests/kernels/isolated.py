@@ -1,8 +1,8 @@
 """Runs a script as a project would that has torch and triton and nothing else.
 
-    python isolated.py import softmax.py          imports it; defining must be all that it does
-    python isolated.py run softmax.py             runs it as `python softmax.py`
-    python isolated.py call softmax.py softmax    calls a function of it with tensors on the CPU
+python isolated.py import softmax.py          imports it; defining must be all that it does
+python isolated.py run softmax.py             runs it as `python softmax.py`
+python isolated.py call softmax.py softmax    calls a function of it with tensors on the CPU
 """
 
 import contextlib

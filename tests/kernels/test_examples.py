@@ -96,6 +96,17 @@ def test_the_file_alone_runs_and_checks_itself(script, tmp_path, device):
 
 
 @every_lecture
+def test_demonstrations_use_what_stands_above(script):
+    """The recorder runs the cells in order, and without a GPU some demonstrations do not run."""
+    above = ""
+    for cell in cells(script.read_text(encoding="utf-8")):
+        if cell.kind == "code":
+            above += cell.source + "\n"
+            if "__main__" in cell.source:
+                assert undefined_names(above) == set(), f"needed in line {cell.line}"
+
+
+@every_lecture
 def test_a_wrong_device_is_refused(script, tmp_path):
     """Without the interpreter a CPU tensor is an error that names the way out."""
     copy = copied(script.read_text(encoding="utf-8"), script.name, tmp_path)

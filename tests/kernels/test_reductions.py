@@ -47,7 +47,7 @@ def test_column_and_full_sum(lecture, device, shape, dtype):
     assert_sum(lecture.reduce_sum(x), x, None)
 
 
-@pytest.mark.parametrize("n", [0, 1, 15, 17, 4096, 4097, 8191, 40_000])
+@pytest.mark.parametrize("n", [0, 1, 15, 17, 4096, 4097, 8191, 40_000, 1_100_003])
 def test_full_sum_of_any_length(lecture, device, n):
     x = randn(n, device=device)
     assert_sum(lecture.reduce_sum(x), x, None)
@@ -209,6 +209,19 @@ def test_the_same_bits_every_time(lecture, n):
     for fn in (lecture.reduce_sum, lambda x: lecture.reduce_sum(matrix, 0)):
         first = fn(x)
         assert all(torch.equal(fn(x), first) for _ in range(20))
+
+
+@pytest.mark.gpu
+def test_calls_on_two_streams_do_not_meet(lecture):
+    x = torch.rand(2**24, device="cuda")
+    want, gots = lecture.reduce_sum(x), []
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    for i in range(40):
+        with torch.cuda.stream(streams[i % 2]):
+            gots.append(lecture.reduce_sum(x))
+    torch.cuda.synchronize()
+    assert all(torch.equal(got, want) for got in gots)
 
 
 @pytest.mark.gpu

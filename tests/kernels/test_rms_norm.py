@@ -183,7 +183,7 @@ def test_refuses(lecture, device):
         (TypeError, r"torch\.float64", (x, weight.double())),
         (ValueError, "as long as x's rows", (x, torch.ones(3, device=device))),
         (ValueError, "as long as x's rows", (x[0, 0], weight)),
-        (ValueError, r"2\*\*30", (x[:, :1].expand(3, 2**30 + 1), weight[:1].expand(2**30 + 1))),
+        (ValueError, "rows up to", (x[:, :1].expand(3, 2**30), weight[:1].expand(2**30))),
         (ValueError, "one device", (x, weight.to("meta"))),
     ):
         with pytest.raises(error, match=words):
@@ -227,7 +227,7 @@ def test_full_grid(lecture, n_cols, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", [(2**17 + 3, 2**14 + 8), (2**31 // 8 + 5, 8), (3, 2**30)])
+@pytest.mark.parametrize("shape", [(2**17 + 3, 2**14 + 8), (2**31 // 8 + 5, 8), (2**12 + 3, 2**19)])
 def test_more_than_2_to_the_31_elements(lecture, shape):
     x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     weight = torch.rand(shape[1], device="cuda", dtype=torch.bfloat16)
