@@ -319,7 +319,7 @@ def gelu_forms_kernel(x_ptr, out_ptr, FORM: tl.constexpr, BLOCK: tl.constexpr):
 
 # %% [markdown]
 # {{ table("forms", columns=["form", "instructions", "millionths", "ms", "percent"]) }}
-# {%- set erf, own, coarse = row("forms", form="tl.erf"), row("forms", form="none"), row("forms", form="tanh.approx") %}
+# {% set erf, own, coarse = row("forms", form="tl.erf"), row("forms", form="none"), row("forms", form="tanh.approx") %}
 #
 # Instructions are an element's share of the machine code, errors (in millionths) the largest up to |u| = 8, before rounding. `none` and `tanh` are ours. `tl.erf` takes {{ (erf.ms / own.ms) | times }} as long{{ claim(erf.ms > 1.1 * own.ms) }}. NVIDIA's tanh in one instruction saves four that memory hides, and errs {{ (coarse.millionths / row("forms", form="tanh").millionths) | times }} as much{{ claim(coarse.millionths > 3 * row("forms", form="tanh").millionths) }}.
 
@@ -638,19 +638,19 @@ def bench(measure):
 # {% for r in rows("forward_bfloat16", provider="triton") + rows("forward_float32", provider="triton") %}{{ claim(r.percent >= (98 if r.op != "bias_gelu" else 97 if r.length == "even" else 88)) }}{% endfor %}The third gains more than its trips{{ claim(eager.ms > 2.5 * gelu.ms) }}: eager GELU waits for erf, not for memory. So does the compiler's kernel, which fuses as ours does and takes {{ (compiled.ms / gelu.ms) | times }} as long{{ claim(compiled.ms > 1.2 * gelu.ms) }}. In float32, with twice the bytes to hide behind, it is level{% set c32 = row("forward_float32", provider="torch_compile", op="bias_gelu", length="even") %} ({{ c32.percent | pct }}{{ claim(c32.percent > 97) }}).
 #
 # {{ figure("gradient", caption="With gradients: one kernel for dx and the sums of dbias.") }}
-# {%- set g = row("gradient", provider="triton", op="bias_gelu") %}{% set gc = row("gradient", provider="torch_compile", op="bias_gelu") %}{% set ge = row("gradient", provider="torch", op="bias_gelu") %}
+# {% set g = row("gradient", provider="triton", op="bias_gelu") %}{% set gc = row("gradient", provider="torch_compile", op="bias_gelu") %}{% set ge = row("gradient", provider="torch", op="bias_gelu") %}
 #
 # Forward and backward, `bias_gelu` takes {{ g.ms | ms }}; torch.compile {{ (gc.ms / g.ms) | times }} as long{{ claim(gc.ms > 1.15 * g.ms) }}, eager {{ (ge.ms / g.ms) | times }}{{ claim(ge.ms > 1.5 * g.ms) }}.
 #
 # **From nine launches to one**, at a width that 16 does not divide, 10,922 × 12,289: 20 trips or 2.
 #
 # {{ table("forward_bfloat16", where={"op": "bias_gelu", "length": "odd"}, columns=["provider", "ms", "percent", "peak_bytes"]) }}
-# {%- set odd = {"op": "bias_gelu", "length": "odd"} %}{% set nine, one, best = row("forward_bfloat16", provider="torch_unfused", **odd), row("forward_bfloat16", provider="torch_compile", **odd), row("forward_bfloat16", provider="triton", **odd) %}
+# {% set odd = {"op": "bias_gelu", "length": "odd"} %}{% set nine, one, best = row("forward_bfloat16", provider="torch_unfused", **odd), row("forward_bfloat16", provider="torch_compile", **odd), row("forward_bfloat16", provider="triton", **odd) %}
 #
 # The nine take {{ (nine.ms / best.ms) | times }} as long{{ claim(nine.ms > 7 * best.ms) }}. The compiler's one kernel does not know that rows could begin at a multiple of 16, and loads number by number: {{ (one.ms / best.ms) | times }}{{ claim(one.ms > 1.4 * best.ms) }}.
 #
 # {{ figure("small", y="us", logy=True, caption="Up to 2¹⁸ elements a kernel takes the same few microseconds.") }}
-# {%- set few, two = row("small", provider="triton", n=2**14), row("small", provider="torch", n=2**14) %}
+# {% set few, two = row("small", provider="triton", n=2**14), row("small", provider="torch", n=2**14) %}
 #
 # 2¹⁴ elements would pass in {{ (few.bytes / gelu.tbps * 1e-6) | n(2) }} µs. One kernel takes {{ few.us | n(1) }} µs, torch's two {{ two.us | n(1) }}{{ claim(few.us < two.us) }}; the host needs {{ few.host_us | n }} µs to call it, {{ two.host_us | n }} for them, and {{ row("small", provider="torch_compile", n=2**14).host_us | n }} for torch.compile's one, which checks what it was compiled for{{ claim(few.host_us < 25 and few.host_us < row("small", provider="torch_compile", n=2**14).host_us) }}. Launches count here, not trips: fewer kernels help a little, a CUDA graph more ([launch overhead](../glossary.md#launch-overhead)).
 #

@@ -653,8 +653,8 @@ def bench(measure):
 #
 # {% set ours = row("layer_norm_gradient", provider="triton", n_cols=8192) -%}
 # At 8,192²: forward {{ row("layer_norm_forward", provider="triton", n_cols=8192).ms | ms }}, with the gradient {{ ours.ms | ms }}, {{ ours.percent | pct }} of the copy's speed.
-# {%- for n in (1024, 4096, 8192, 16384) %}{{ claim(row("layer_norm_forward", provider="triton", n_cols=n).percent > 88) }}{% endfor %}
-# {%- for r in rows("layer_norm_gradient", provider="triton") %}{% for _, ratio in r.benchmark.peers(r) %}{{ claim(ratio > (1 if r.n_cols == 768 else 1.1)) }}{% endfor %}{% endfor %}
+# {% for n in (1024, 4096, 8192, 16384) %}{{ claim(row("layer_norm_forward", provider="triton", n_cols=n).percent > 88) }}{% endfor %}
+# {% for r in rows("layer_norm_gradient", provider="triton") %}{% for _, ratio in r.benchmark.peers(r) %}{{ claim(ratio > (1 if r.n_cols == 768 else 1.1)) }}{% endfor %}{% endfor %}
 #
 # ## Where it loses, and why
 #

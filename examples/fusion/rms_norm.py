@@ -634,8 +634,8 @@ def bench(measure):
 # %% [markdown]
 # {{ figure("forward", where={"width": "even"},
 #    caption="Forward is a copy's work; the compiler finds that, too, at even widths.") }}
-# {%- set square, wide, odd = "8192 × 8192", "4096 × 16384", "5461 × 12289" %}{%- for r in rows("forward", provider="triton")[:5] %}{{ claim(r.percent >= 93) }}{% endfor %}
-# {%- set ours = row("forward", provider="triton", shape=square) %}{%- set ours_odd = row("forward", provider="triton", shape=odd) %}{%- set compiled_odd = row("forward", provider="torch_compile", shape=odd) %}
+# {% set square, wide, odd = "8192 × 8192", "4096 × 16384", "5461 × 12289" %}{%- for r in rows("forward", provider="triton")[:5] %}{{ claim(r.percent >= 93) }}{% endfor %}
+# {% set ours = row("forward", provider="triton", shape=square) %}{%- set ours_odd = row("forward", provider="triton", shape=odd) %}{%- set compiled_odd = row("forward", provider="torch_compile", shape=odd) %}
 #
 # At {{ square }}: {{ ours.ms | ms }}, {{ ours.percent | pct }} of the copy. torch.compile is level
 # here, or a little ahead{{ claim(0.93 < row("forward", provider="torch_compile", shape=square).ms / ours.ms < 1.1) }}; at 12,289 it takes {{ (compiled_odd.ms / ours_odd.ms) | times }} as
@@ -644,8 +644,8 @@ def bench(measure):
 # {{ table("forward", where={"width": "odd or long"}) }}
 #
 # {{ figure("gradient", where={"width": "even"}, caption="With the gradient, one kernel for both sums is ahead of both rivals.") }}
-# {%- for r in rows("gradient", provider="triton")[:5] %}{%- for _, ratio in r.benchmark.peers(r) %}{{ claim(ratio >= 1.05) }}{% endfor %}{% endfor %}
-# {%- set ours = row("gradient", provider="triton", shape=square) %}{%- set compiled = row("gradient", provider="torch_compile", shape=square) %}
+# {% for r in rows("gradient", provider="triton")[:5] %}{%- for _, ratio in r.benchmark.peers(r) %}{{ claim(ratio >= 1.05) }}{% endfor %}{% endfor %}
+# {% set ours = row("gradient", provider="triton", shape=square) %}{%- set compiled = row("gradient", provider="torch_compile", shape=square) %}
 #
 # Forward and backward at {{ square }}: {{ ours.ms | ms }}, {{ ours.percent | pct }} of the
 # copy{{ claim(ours.percent >= 84) }}; torch.compile takes {{ (compiled.ms / ours.ms) | times }} as long.
@@ -653,8 +653,8 @@ def bench(measure):
 # {{ table("gradient", where={"width": "odd or long"}) }}
 #
 # {{ figure("add_forward", where={"width": "even"}, caption="The addition rides along: four trips in place of five.") }}
-# {%- set fused = row("add_forward", provider="triton", shape=square) %}{%- set apart = row("add_forward", provider="triton_two_kernels", shape=square) %}
-# {%- set both = row("add_gradient", provider="triton", shape=square) %}{%- set both_apart = row("add_gradient", provider="triton_two_kernels", shape=square) %}
+# {% set fused = row("add_forward", provider="triton", shape=square) %}{%- set apart = row("add_forward", provider="triton_two_kernels", shape=square) %}
+# {% set both = row("add_gradient", provider="triton", shape=square) %}{%- set both_apart = row("add_gradient", provider="triton_two_kernels", shape=square) %}
 #
 # An addition and then our norm take {{ (apart.ms / fused.ms) | times }} as long as the fused kernel
 # (5 trips to 4{{ claim(1.1 < apart.ms / fused.ms < 1.5) }}), with gradients
