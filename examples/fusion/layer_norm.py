@@ -323,8 +323,8 @@ def layer_norm_forward(x, weight, bias, eps, y, stats=None) -> None:
 # - **Atomics.** Each row is added with `tl.atomic_add`: at 8,192² 134 million additions to 64 KiB,
 #   in the order in which programs finish, which **changes the bits**.
 # - **A lock.** [Triton's tutorial](https://triton-lang.org/main/getting-started/tutorials/05-layer-norm.html)
-#   adds row $i$ to buffer $i \bmod G$ under a lock (`tl.atomic_cas`). Whoever comes second spins, the bits follow the order of arrival, and
-#   a copy without a barrier [erred in 99 runs of 100](https://github.com/meta-pytorch/tritonbench/pull/1266).
+#   adds row $i$ to buffer $i \bmod G$ under a lock. Whoever comes second spins, the bits follow the
+#   order of arrival, and a copy without a barrier [erred in 99 runs of 100](https://github.com/meta-pytorch/tritonbench/pull/1266).
 # - **Two stages.** A few programs, each with many rows and **sums of its own in registers**,
 #   written at its end; a second, small kernel adds them in a fixed order. Liger's kernel [became 5
 #   to 12 times faster](https://github.com/linkedin/Liger-Kernel/pull/945) when it left atomics.

@@ -664,8 +664,8 @@ def bench(measure):
 #
 # - **Wide gradients**: {{ row("gradient", provider="triton", shape=wide).percent | pct }} at {{ wide }}; 16,384 sums and two rows hardly fit an SM.
 # - **Short runs**: {{ row("gradient", provider="triton", shape="16384 × 1024").percent | pct }} at 16384 × 1024, where starting two kernels shows.
-# - **Odd widths**: {{ ours_odd.percent | pct }} forward at 12,289 columns, where the weight begins
-#   elsewhere than the row and comes in single elements.
+# - **Odd widths**: {{ ours_odd.percent | pct }} forward at 12,289 columns, where the weight comes in single elements. **Long rows**: at 65,536 columns torch.compile takes {{ (row("forward", provider="torch_compile", shape="2048 × 65536").ms / row("forward", provider="triton", shape="2048 × 65536").ms * 100) | pct }} of our time forward and
+#   {{ (row("gradient", provider="torch_compile", shape="2048 × 65536").ms / row("gradient", provider="triton", shape="2048 × 65536").ms * 100) | pct }} with the gradient{{ claim(row("gradient", provider="torch_compile", shape="2048 × 65536").ms < row("gradient", provider="triton", shape="2048 × 65536").ms) }}: programs that share a row wait for each other.
 # - **Small batches**: {%- set small = row("small", provider="triton") %} a call at {{ small.shape }} takes {{ small.host_us | n(0) }} µs of the host, the
 #   kernel {{ small.us | n(1) }} µs. Use a CUDA graph, or let torch.compile fuse more.
 #

@@ -38,6 +38,24 @@ def give_memory_back():
         torch.cuda.empty_cache()
 
 
+@pytest.fixture(autouse=True)
+def language_as_it_was():
+    """Undoes what the interpreter leaves behind in triton.language, over which a compiler stumbles.
+
+    It exchanges the language's functions for its own, and does not restore all those that a kernel
+    reaches through a function of the standard library.
+    """
+    import triton.language as tl
+
+    parts = tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base
+    before = [dict(vars(part)) for part in parts]
+    yield
+    for part, names in zip(parts, before, strict=True):
+        for name, value in names.items():
+            if vars(part)[name] is not value:
+                setattr(part, name, value)
+
+
 @pytest.fixture(scope="session")
 def load():
     """A function that imports a script from its path under its own stem, and returns the module."""
