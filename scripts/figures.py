@@ -287,10 +287,12 @@ def _bars(chart: Chart) -> str:
                     names.append(palette.provider_name(provider))
                 bars.append((", ".join(names), line[x], LIGHT[series[provider]]))
     bars.reverse()  # the first on top
-    fig, ax = plt.subplots(figsize=(WIDTH, 0.9 + 0.38 * len(bars)), layout="constrained")
+    labels = [textwrap.fill(name, 20) for name, *_ in bars]
+    each = 0.5 if any("\n" in label for label in labels) else 0.38  # inches
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.9 + each * len(bars)), layout="constrained")
     values = [getattr(row, chart.y) for _, row, _ in bars]
     at = range(len(bars))
-    ax.barh(at, values, color=[colour for *_, colour in bars], height=0.62)
+    ax.barh(at, values, color=[colour for *_, colour in bars], height=0.24 / each)
     for i, value in zip(at, values, strict=True):
         beside = {"textcoords": "offset points", "va": "center", "zorder": 3}
         clear = {"facecolor": LIGHT["bg"], "edgecolor": "none", "pad": 1}
@@ -299,7 +301,7 @@ def _bars(chart: Chart) -> str:
         ends = [line[getattr(row, chart.benchmark.x)] for _, row, _ in bars]
         spans = [i - 0.45 for i in at], [i + 0.45 for i in at]
         ax.vlines(ends, *spans, color=LIGHT["muted"], ls="--")
-    ax.set_yticks(at, [textwrap.fill(name, 20) for name, *_ in bars], color=LIGHT["text"])
+    ax.set_yticks(at, labels, color=LIGHT["text"])
     ax.tick_params(axis="y", length=0)
     if chart.logy:
         ax.set_xscale("log")
