@@ -44,6 +44,7 @@ import torch
 import triton
 import triton.language as tl
 
+
 # %%
 def layer_norm_reference(x, weight, bias, eps=1e-5):
     """The specification, in plain PyTorch and in the precision of `x`."""
@@ -340,9 +341,8 @@ def layer_norm_forward(x, weight, bias, eps, y, stats=None) -> None:
 #   into [shared memory](../glossary.md#shared-memory) ([pipelining](../glossary.md#pipelining)).
 # - **Both row sums in one go.** In pairs they need one meeting of the [warps](../glossary.md#warp), not two.
 #
-# A longer row is shared as before; the wait is a line of assembly, because a `while` in the loop
-# would keep the compiler from pipelining it. Of an odd width a program takes rows a multiple of 8
-# `apart`, which begin alike. Their edges cannot be pipelined: asked for first, they are used last.
+# A longer row is shared as before, by a line of assembly: a `while` would end the pipelining. Of an
+# odd width a program takes rows a multiple of 8 `apart`, which begin alike; edges come unpipelined.
 
 # %% tags=["copy"]
 @triton.jit

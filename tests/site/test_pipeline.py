@@ -680,6 +680,7 @@ def test_every_lecture_is_recorded(script):
     assert [cell["code_sha256"] for cell in made["cells"]] == hashes
     for benchmark in rows.Recording(made).benchmarks.values():
         for row in benchmark.all:
-            assert row.ms > 0
-            assert row.ms_p20 <= row.ms <= row.ms_p80
+            # a row may count instead of timing, and a clock on show has no quantiles
+            times = [getattr(row, key) for key in ("ms_p20", "ms", "ms_p80") if hasattr(row, key)]
+            assert times == sorted(times) and all(time > 0 for time in times)
             getattr(row, benchmark.x)
