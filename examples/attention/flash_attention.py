@@ -347,9 +347,9 @@ def specialized_attention(q, k, v) -> torch.Tensor:
 # {{ table("attention_shared", columns=["provider", "launches", "wrong"]) }}
 #
 # {% for r in rows("attention_shared") %}{{ claim((r.wrong > 0) == (r.provider == "triton_specialized")) }}{% endfor %}
-# Where it goes wrong we do not know: in what Triton {{ env.triton }} makes of the loop, since cuDNN
-# gives its warps roles as well, and comes through. A kernel that fails beside a neighbour is not
-# one to copy. `flash_attention` runs step 2.
+# Where it goes wrong we do not know. Roles as such are not to blame: cuDNN's warps have them too,
+# and come through. A kernel that fails beside a neighbour is not one to copy: what `flash_attention`
+# runs is step 2.
 #
 # ## Launch
 #
