@@ -348,8 +348,8 @@ def specialized_attention(q, k, v) -> torch.Tensor:
 #
 # {% for r in rows("attention_shared") %}{{ claim((r.wrong > 0) == (r.provider == "triton_specialized")) }}{% endfor %}
 # Where it goes wrong we do not know. Roles as such are not to blame: cuDNN's warps have them too,
-# and come through. A kernel that fails beside a neighbour is not one to copy: what `flash_attention`
-# runs is step 2.
+# and come through. A kernel that fails beside a neighbour is not one to copy. `flash_attention`
+# runs step 2.
 #
 # ## Launch
 #
