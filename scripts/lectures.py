@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 RECORDED = ROOT / "docs" / "recorded"
 SCHEMA = 1
+TESTS_SCHEMA = 2
 
 _MARK = re.compile(r"# %%(?P<options>.*)")
 _TAGS = re.compile(r"tags=(\[[^\]]*\])")
@@ -144,3 +145,11 @@ def load_recording(path: Path, script: Path) -> dict:
 def is_stale(recording: dict, script: Path) -> bool:
     """True where a code cell changed after the recording was made."""
     return recording["code_sha256"] != script_sha256(script.read_text(encoding="utf-8"))
+
+
+def load_tests(path: Path) -> dict[str, dict]:
+    """What scripts/test_gpu.py found on a GPU, by lecture; nothing where it has not run yet."""
+    if not path.exists():
+        return {}
+    tests = json.loads(path.read_text(encoding="utf-8"))
+    return tests["lectures"] if tests.get("schema") == TESTS_SCHEMA else {}

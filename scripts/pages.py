@@ -425,23 +425,31 @@ class Site:
         ]
 
     def _gpu_tests(self) -> Block:
-        """What the test suite said on the GPU."""
+        """What the tests and compute-sanitizer said on the GPU."""
         path = self.root / "docs" / "recorded" / self.gpu / "tests.json"
-        if not path.exists():
+        recorded = lectures.load_tests(path)
+        table = []
+        for name, lecture in self.lectures.items():
+            if found := recorded.get(name):
+                stale = found["code_sha256"] != lectures.script_sha256(
+                    lecture.script.read_text(encoding="utf-8")
+                )
+                errors = [found["sanitizer"][tool] for tool in ("memcheck", "racecheck")]
+                table.append(
+                    [
+                        lecture.meta["title"],
+                        *(f"{found[key]:,}" for key in ("passed", "failed", "skipped")),
+                        *("no end" if count is None else f"{count:,}" for count in errors),
+                        found["environment"]["date"] + (", code since changed" if stale else ""),
+                    ]
+                )
+        if not table:
             text = "The suite's result on the GPU is not recorded yet."
             return Block(f"<p>{text}</p>", text)
-        tests = json.loads(path.read_text(encoding="utf-8"))
-        counts = ", ".join(f"{tests[key]:,} {key}" for key in ("passed", "failed", "skipped"))
-        summary = (
-            f"<p><code>{html.escape(tests['command'])}</code>: {counts}, in"
-            f" {tests['seconds']:,.0f} seconds.</p>"
-            f'<p class="measurement-source">{_environment(tests["environment"])}</p>'
-        )
-        found = [
-            [run["tool"], run["target"], f"{run['errors']:,}"] for run in tests.get("sanitizer", [])
-        ]
-        table = _html_table(["compute-sanitizer", "run on", "errors"], found) if found else ""
-        return Block(summary + table, "")
+        head = ["Lecture", "Passed", "Failed", "Skipped", "memcheck", "racecheck", "Tested"]
+        newest = max((recorded[name] for name in recorded), key=lambda t: t["environment"]["date"])
+        source = f'<p class="measurement-source">{_environment(newest["environment"])}</p>'
+        return Block(_html_table(head, table) + source, "")
 
     def _reference(self) -> str:
         """Markdown with the API of every lecture, in mkdocstrings' notation."""

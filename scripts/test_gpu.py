@@ -1,8 +1,9 @@
-"""Runs the kernels' tests on a GPU, then their checks under compute-sanitizer; records the result.
+"""Runs lectures' tests on a GPU, then their checks under compute-sanitizer; records the results.
 
-    python scripts/test_gpu.py                  everything; writes docs/recorded/<gpu>/tests.json
-    python scripts/test_gpu.py fusion/softmax   only these lectures; prints, writes nothing
+    python scripts/test_gpu.py                  lectures whose code changed since they were tested
+    python scripts/test_gpu.py fusion/softmax   only the named ones, tested anew in any case
 
+Writes docs/recorded/<gpu>/tests.json, one entry a lecture, so that a run may cover some of them.
 Needs torch, triton, pytest and hypothesis, and CUDA's compute-sanitizer.
 """
 
@@ -16,9 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import xml.etree.ElementTree as xml
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,7 +31,8 @@ TOOLS = {
 }
 SANITIZER_SECONDS = 200
 # compiling binds the processor, so tests and sanitizer runs share the GPU
-AT_ONCE = 4
+AT_ONCE = 8
+TESTS = lectures.ROOT / "tests" / "kernels"
 CHECK = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("lecture", sys.argv[1])
@@ -41,24 +42,38 @@ module.check("cuda")
 """
 
 
-def run_tests(names: list[str]) -> dict[str, int]:
-    """Runs pytest on the kernels' tests; returns how many passed, failed and were skipped."""
+def run_tests(scripts: list[Path]) -> dict[str, dict]:
+    """Runs the tests of lectures; returns how many passed, failed and were skipped, by lecture."""
+    stems = {script.stem: lectures.lecture_name(script) for script in scripts}
+    own = [path for stem in stems if (path := TESTS / f"test_{stem}.py").exists()]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "tests/kernels", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}"]
         if importlib.util.find_spec("xdist"):
             command += ["-n", str(AT_ONCE)]
-        if names:
-            command += ["-k", " or ".join(name.rpartition("/")[2] for name in names)]
-        subprocess.run(command, cwd=lectures.ROOT, check=False)
-        suite = xml.parse(report).getroot().find("testsuite")
-    total, skipped = int(suite.get("tests")), int(suite.get("skipped"))
-    failed = int(suite.get("failures")) + int(suite.get("errors"))
-    return {"passed": total - failed - skipped, "failed": failed, "skipped": skipped}
+        shared = (TESTS / "test_examples.py", TESTS / "test_mutants.py")
+        subprocess.run(
+            [*command, *own, *shared, "-k", " or ".join(stems)], cwd=lectures.ROOT, check=False
+        )
+        cases = list(xml.parse(report).getroot().iter("testcase"))
+    names = ("passed", "failed", "skipped", "seconds")
+    counts = {lecture: dict.fromkeys(names, 0) for lecture in stems.values()}
+    for case in cases:
+        # test_softmax, or the parameter of a test that every lecture goes through
+        place = re.search(r"test_(\w+)$", case.get("classname"))[1]
+        if place not in stems:
+            place = re.search(r"\[(?:\w+/)?(\w+)", f"{case.get('name')}[none")[1]
+        if place in stems:
+            kinds = {child.tag for child in case}
+            state = "failed" if kinds & {"failure", "error"} else "passed"
+            found = counts[stems[place]]
+            found["skipped" if "skipped" in kinds else state] += 1
+            found["seconds"] += float(case.get("time"))
+    return counts
 
 
-def sanitize(tool: str, script: Path) -> dict[str, str | int]:
-    """Runs a lecture's check under a tool of compute-sanitizer, which watches its Triton kernels.
+def sanitize(tool: str, script: Path) -> int:
+    """Counts the errors that a tool of compute-sanitizer finds in a check's Triton kernels.
 
     Raises:
         LectureError: The check failed or did not end, so the tool's count says nothing.
@@ -83,27 +98,12 @@ def sanitize(tool: str, script: Path) -> dict[str, str | int]:
         raise LectureError(f"{tool} {name}: exit {run.returncode}\n{output}")
     if int(summary[1]):
         print(output, file=sys.stderr)
-    return {"tool": tool, "target": name, "errors": int(summary[1])}
-
-
-def run_sanitizer(scripts: list[Path]) -> tuple[list[dict], list[LectureError]]:
-    """Every tool on every lecture: what it counted, and the runs that came to nothing."""
-    found, failures = [], []
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        runs = [pool.submit(sanitize, tool, script) for script in scripts for tool in TOOLS]
-        for run in runs:
-            try:
-                found.append(run.result())
-                print("{tool} {target}: {errors} errors".format(**found[-1]))
-            except LectureError as error:
-                failures.append(error)
-                print(error, file=sys.stderr)
-    return found, failures
+    return int(summary[1])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("lectures", nargs="*", help="such as fusion/softmax; none: all")
+    parser.add_argument("lectures", nargs="*", help="such as fusion/softmax; none: what changed")
     names = parser.parse_args().lectures
 
     modules = ("torch", "triton", "pytest", "hypothesis")
@@ -114,27 +114,50 @@ def main() -> int:
         return 2
     try:
         machine = environment()
-    except LectureError as error:
+        scripts = [lectures.find_lecture(name) for name in names]
+    except (LectureError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
-    scripts = [lectures.find_lecture(name) for name in names] or lectures.lecture_paths()
+    path = lectures.RECORDED / lectures.gpu_slug(machine["gpu"]) / "tests.json"
+    recorded = lectures.load_tests(path)
+    scripts = scripts or [
+        script
+        for script in lectures.lecture_paths()
+        if recorded.get(lectures.lecture_name(script), {}).get("code_sha256") != sha256(script)
+    ]
 
-    started = time.monotonic()
-    counts = run_tests(names)
-    sanitizer, failures = run_sanitizer(scripts)
-    result = {
-        "schema": lectures.SCHEMA,
-        "environment": machine,
-        "command": "python scripts/test_gpu.py",
-        **counts,
-        "seconds": time.monotonic() - started,
-        "sanitizer": sanitizer,
-    }
-    if not names:
-        folder = lectures.RECORDED / lectures.gpu_slug(machine["gpu"])
-        write_atomically(folder / "tests.json", result)
-    print("{passed} passed, {failed} failed, {skipped} skipped".format(**counts))
-    return int(bool(counts["failed"] or failures or any(run["errors"] for run in sanitizer)))
+    results = {}
+    for script in scripts:
+        results[lectures.lecture_name(script)] = {
+            "code_sha256": sha256(script),
+            "environment": machine,
+            "sanitizer": {},
+        }
+    for name, counts in run_tests(scripts).items():
+        results[name] |= counts
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        runs = {
+            pool.submit(sanitize, tool, script): (lectures.lecture_name(script), tool)
+            for script in scripts
+            for tool in TOOLS
+        }
+        for run in as_completed(runs):
+            name, tool = runs[run]
+            try:
+                results[name]["sanitizer"][tool] = run.result()
+            except LectureError as error:
+                # said on the page, as a count is: this tool came to no end
+                results[name]["sanitizer"][tool] = None
+                print(error, file=sys.stderr)
+    write_atomically(path, {"schema": lectures.TESTS_SCHEMA, "lectures": recorded | results})
+    for name, found in results.items():
+        print(f"{name}: {found['passed']} passed, {found['failed']} failed, {found['sanitizer']}")
+    clean = {"memcheck": 0, "racecheck": 0}
+    return int(any(found["failed"] or found["sanitizer"] != clean for found in results.values()))
+
+
+def sha256(script: Path) -> str:
+    return lectures.script_sha256(script.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
