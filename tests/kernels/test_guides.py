@@ -52,6 +52,11 @@ y = compiled(x)
 y.sum().backward()
 torch.testing.assert_close(y, 2 * x + 1)
 assert (x.grad == 2).all()
+class Module(torch.nn.Module):
+    def forward(self, x):
+        return double(x) + 1
+
+assert torch.equal(torch.export.export(Module(), (x.detach(),)).module()(x.detach()), y)
 torch.library.opcheck(double, (x.detach()[:100].requires_grad_(),))
 torch.library.opcheck(double, (torch.randn(8, 9, device="{device}").t(),))
 """
