@@ -31,6 +31,11 @@ def test_shell_scripts():
     assert result.returncode == 0, result.stdout
 
 
+def test_dockerfile():
+    result = run(BIN / "hadolint", "--no-color", "examples/Dockerfile")
+    assert result.returncode == 0, result.stdout
+
+
 def test_python_style():
     result = run(BIN / "ruff", "check", "--output-format=concise", "examples", "scripts", "tests")
     assert result.returncode == 0, result.stdout
