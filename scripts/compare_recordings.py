@@ -27,6 +27,7 @@ def times(recording: dict) -> dict[tuple[str, str, str], float]:
         (benchmark.name, ", ".join(f"{k} {v}" for k, v in row.size().items()), row.provider): row.ms
         for benchmark in (Benchmark(stored, ceilings) for stored in recording["benchmarks"])
         for row in benchmark.all
+        if hasattr(row, "ms")  # some rows count, and time nothing
     }
 
 

@@ -63,6 +63,8 @@ def on_files(files, config):
         beside = f"{name}/{lecture.script.stem}"
         files.append(File.generated(config, f"{beside}.py", abs_src_path=str(lecture.script)))
         files.append(File.generated(config, f"{beside}.ipynb", content=download))
+    script = ROOT / "scripts" / "verify_install.py"  # the install guide offers it
+    files.append(File.generated(config, script.name, abs_src_path=str(script)))
     _hand_over_files(files, config)
     return files
 

@@ -160,7 +160,7 @@ class Site:
             lecture: Whose recording the page is about, if any.
         """
         up = "../" * url.count("/")
-        context: dict = {"rec": self.recording}
+        context: dict = {"rec": self.recording, "lectures": self.lectures}
         if lecture:
             recording = self.recording(lecture)
             names = ("env", "row", "rows", "copy_ms", "copy_tbps", "matmul_tflops")

@@ -19,8 +19,11 @@ import jinja2
 from scripts import rows
 
 # a line of tags or claims alone, which would leave an empty line in a table or a paragraph; its
-# newline goes into a comment, so that the lines below keep their numbers
-_SILENT = re.compile(r"(?m)^[ \t]*((?:(?:\{%.*?%\}|\{\{ *claim\(.*?\) *\}\})[ \t]*)+)\n")
+# newline goes into a comment, so that the lines below keep their numbers. What is shown raw stays
+_SILENT = re.compile(
+    r"(?m)[ \t]*\{% raw %\}[\s\S]*?\{% endraw %\}"
+    r"|^[ \t]*(?P<tags>(?:(?:\{%.*?%\}|\{\{ *claim\(.*?\) *\}\})[ \t]*)+)\n"
+)
 
 
 def _tolerant(filter_: Callable) -> Callable:
@@ -52,7 +55,7 @@ class Templates:
     def render(self, text: str, path: Path, context: dict, line: int = 1) -> str:
         """The text with its expressions evaluated; `line` is where it starts in its file."""
         try:
-            quiet = _SILENT.sub(r"\1{##\n##}", text)
+            quiet = _SILENT.sub(lambda m: f"{m['tags']}{{##\n##}}" if m["tags"] else m[0], text)
             code = self.environment.compile(quiet, filename=str(path))
             names = self.environment.make_globals(None)  # range, dict and the like
             template = jinja2.Template.from_code(self.environment, code, names)

@@ -1,5 +1,6 @@
 """Kernels run on the GPU where there is one, else in Triton's interpreter on the CPU."""
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -31,6 +32,12 @@ def device() -> str:
 
 
 @pytest.fixture(autouse=True)
+def the_same_numbers_every_time():
+    """Draws the same inputs in every run, so that no test fails by a rare draw alone."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def give_memory_back():
     """Leaves the GPU's memory to the other processes that test on it."""
     yield
@@ -54,6 +61,15 @@ def language_as_it_was():
         for name, value in names.items():
             if vars(part)[name] is not value:
                 setattr(part, name, value)
+
+
+@pytest.fixture(autouse=True)
+def within_bounds():
+    """In the interpreter a kernel that leaves its tensors fails; on a GPU a sanitizer watches."""
+    from tests.kernels.bounds import bounds
+
+    with contextlib.nullcontext() if HAS_GPU else bounds():
+        yield
 
 
 @pytest.fixture(scope="session")

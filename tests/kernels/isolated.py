@@ -73,6 +73,9 @@ def main(action: str, path: str, function: str = "") -> None:
     # triton needs numpy for the interpreter only, and does not say so
     sys.meta_path.insert(0, OnlyTorchAndTriton(*(["numpy"] if action == "run" else [])))
     if action == "run":
+        import torch
+
+        torch.manual_seed(0)  # as the tests do
         sys.argv = [path]
         runpy.run_path(path, run_name="__main__")
         return

@@ -289,6 +289,14 @@ def test_a_loop_writes_a_table_without_gaps(tmp_path):
     assert shown == "| n |\n|---|\n| 1 |\n| 2 |\n\nInline yes\nand on.\n"
 
 
+def test_what_is_raw_is_shown_as_it_stands(tmp_path):
+    said: list[str] = []
+    shown = "```jinja\n{% set x = row(1) %}\n{{ claim(x) }}\n```\n"
+    text = f"{{% raw %}}\n{shown}{{% endraw %}}\n{{% set x = 1 %}}\n{{{{ x }}}}\n"
+    rendered = Templates(tmp_path, said.append).render(text, tmp_path / "page.md", {})
+    assert (rendered, said) == (f"\n{shown}\n1\n", [])
+
+
 def test_a_line_in_a_diagram_is_named(repository):
     diagram = repository.root / "docs" / "diagrams" / "tile.svg"
     diagram.parent.mkdir()
