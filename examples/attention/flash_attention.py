@@ -423,13 +423,13 @@ def flash_attention(
         block_m, block_n, num_warps, num_stages = TILES[head_dim]
         rows = zip(tensors, (block_m, block_n, block_n, block_m), strict=True)
         group = GROUP_BYTES[causal] // (2 * seq_len * head_dim * q.element_size())
-        flash_attention_kernel[(triton.cdiv(seq_len, block_m) * batch * heads,)](
-            *(TensorDescriptor.from_tensor(x, [1, 1, n, head_dim]) for x, n in rows),
-            lse, batch, heads, seq_len, scale * math.log2(math.e),
-            max(1, min(batch * heads, group)), HEAD_DIM=head_dim, BLOCK_M=block_m, BLOCK_N=block_n,
-            IS_CAUSAL=causal, MASKED=causal or seq_len % block_n != 0,
-            num_warps=num_warps, num_stages=num_stages,
-        )  # fmt: skip
+        with torch.cuda.device_of(q):
+            flash_attention_kernel[(triton.cdiv(seq_len, block_m) * batch * heads,)](
+                *(TensorDescriptor.from_tensor(x, [1, 1, n, head_dim]) for x, n in rows),
+                lse, batch, heads, seq_len, scale * math.log2(math.e),
+                max(1, min(batch * heads, group)), HEAD_DIM=head_dim, BLOCK_M=block_m,
+                BLOCK_N=block_n, IS_CAUSAL=causal, MASKED=causal or seq_len % block_n != 0,
+                num_warps=num_warps, num_stages=num_stages)  # fmt: skip
         if written is not out:
             out.copy_(written)
     return (out, lse) if return_lse else out

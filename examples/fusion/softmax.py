@@ -255,8 +255,7 @@ def _meet(pairs_ptr, part, row_max, row_sum, PARTS: tl.constexpr, WAIT: tl.const
 def softmax_kernel(
     x_ptr, y_ptr, pairs_ptr, stride_xm, stride_ym, n_rows, n_cols,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
-    VECTOR: tl.constexpr, HOLD: tl.constexpr, WAIT: tl.constexpr,
-):  # fmt: skip
+    VECTOR: tl.constexpr, HOLD: tl.constexpr, WAIT: tl.constexpr):  # fmt: skip
     """Softmax of `ROWS` rows a program, or of one row by `PARTS` programs; nothing is read twice.
 
     `PARTS * BLOCK` is at least `n_cols`. `pairs_ptr` has a zero for every part of every row, where
@@ -320,8 +319,8 @@ def softmax_forward(x: torch.Tensor, y: torch.Tensor) -> None:
     # rows of one or two whole blocks of 2-byte numbers: the second pass finds them in the L1 cache
     cached = size == 2 and n_cols in (16384, 32768)
     if cached or n_cols > 2**18:
-        num_warps = 8 if cached else 16
-        softmax_online_kernel[(n_rows,)](x, y, *strides, n_cols, BLOCK=16384, num_warps=num_warps)
+        warps = 8 if cached else 16
+        softmax_online_kernel[(n_rows,)](x, y, *strides, n_cols, BLOCK=16384, num_warps=warps)
         return
     block = min(triton.next_power_of_2(n_cols), 32768 // size)
     parts = triton.cdiv(n_cols, block)
@@ -341,8 +340,7 @@ def softmax_forward(x: torch.Tensor, y: torch.Tensor) -> None:
             x, y, pairs, *strides, n_rows, n_cols, ROWS=rows, BLOCK=block, PARTS=parts,
             VECTOR=16 // size if alike and block > 64 else 1, WAIT=not interpreted,
             HOLD=wide and size == 2 and not interpreted, num_warps=num_warps,
-            maxnreg=block * size // 256 if wide and not spread else None,
-        )  # fmt: skip
+            maxnreg=block * size // 256 if wide and not spread else None)  # fmt: skip
 
 # %% [markdown]
 # ## Backward
@@ -363,8 +361,7 @@ def softmax_forward(x: torch.Tensor, y: torch.Tensor) -> None:
 @triton.jit
 def softmax_bwd_kernel(
     y_ptr, dy_ptr, dx_ptr, stride_ym, stride_dym, stride_dxm, n_rows, n_cols,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, LONG: tl.constexpr,
-):  # fmt: skip
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, LONG: tl.constexpr):  # fmt: skip
     """Gradient of `ROWS` rows a program; `LONG` says that rows have more than `BLOCK` columns."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     y_ptrs = y_ptr + rows * stride_ym  # [ROWS, 1]
@@ -406,8 +403,7 @@ def softmax_backward(y: torch.Tensor, dy: torch.Tensor, dx: torch.Tensor) -> Non
     rows = max(1, 2048 // block)
     softmax_bwd_kernel[(triton.cdiv(n_rows, rows),)](
         y, dy, dx, *strides, n_rows, n_cols, ROWS=rows, BLOCK=block, LONG=n_cols > block,
-        num_warps=max(4, block * y.element_size() // 2048),
-    )  # fmt: skip
+        num_warps=max(4, block * y.element_size() // 2048))  # fmt: skip
 
 # %% [markdown]
 # `torch.autograd.Function` ties the two together. Leading dimensions are folded into rows; a
@@ -464,7 +460,8 @@ def softmax(x: torch.Tensor) -> torch.Tensor:
     if not x.is_cuda and not triton.knobs.runtime.interpret:
         hint = "TRITON_INTERPRET=1 runs it on the CPU"
         raise ValueError(f"softmax needs a tensor on a GPU, got {x.device}; {hint}")
-    return _Softmax.apply(x)
+    with torch.cuda.device_of(x):  # Triton launches on the current GPU; autograd sees to backward
+        return _Softmax.apply(x)
 
 # %% [markdown]
 # ## Is it right?
