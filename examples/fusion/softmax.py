@@ -316,8 +316,7 @@ def softmax_forward(x: torch.Tensor, y: torch.Tensor) -> None:
     """
     n_rows, n_cols = x.shape
     strides, size = (x.stride(0), y.stride(0)), x.element_size()
-    # rows of one or two whole blocks of 2-byte numbers: the second pass finds them in the L1 cache
-    cached = size == 2 and n_cols in (16384, 32768)
+    cached = size == 2 and n_cols in (16384, 32768)  # the second pass finds a row in the L1 cache
     if cached or n_cols > 2**18:
         warps = 8 if cached else 16
         softmax_online_kernel[(n_rows,)](x, y, *strides, n_cols, BLOCK=16384, num_warps=warps)
