@@ -46,7 +46,8 @@ def _page(tag: str, meanings: dict[str, str], found: list[Lecture]) -> str:
         f"- [{lecture.meta['title']}](../{lecture.name}.py): {lecture.meta['description']}"
         for lecture in found
     ]
-    text = [f"# {tag[:1].upper()}{tag[1:]}", meaning, "## Lectures", "\n".join(lines)]
+    listed = "\n".join(("<div data-progress markdown>\n", *lines, "\n</div>"))
+    text = [f"# {tag[:1].upper()}{tag[1:]}", meaning, listed]
     text += ["All tags are on [one page](index.md), words in the [glossary](../glossary.md)."]
     return _front_matter(f"Tag: {tag}", f"Lectures on {tag}. {meaning}") + "\n\n".join(text) + "\n"
 
@@ -63,4 +64,6 @@ def _index(meanings: dict[str, str], tagged: dict[str, list[Lecture]]) -> str:
 
 
 def _front_matter(title: str, description: str) -> str:
-    return f"---\n{yaml.safe_dump({'title': title, 'description': description})}---\n\n"
+    # the lectures themselves are what a search should find
+    meta = {"title": title, "description": description, "search": {"exclude": True}}
+    return f"---\n{yaml.safe_dump(meta)}---\n\n"

@@ -9,7 +9,9 @@ from tests.site.built import LECTURES, PHONE, axe
 FIRST, SECOND, *_ = LECTURES
 STORED = "JSON.parse(localStorage.getItem('progress'))"
 # as a private window does
-NO_STORAGE = "Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError') }"
+NO_STORAGE = """
+Storage.prototype.setItem = () => { throw new DOMException("", "QuotaExceededError"); };
+"""
 # what a screen reader says of a lecture's link
 NAMES = """name => [...document.querySelectorAll(`a[href$="${name}/"]`)]
     .filter(link => link.querySelector(".progress-tick[aria-label=done]")).length"""
