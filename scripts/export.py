@@ -27,7 +27,7 @@ _INFO = re.compile(r"\{ *\.(\w+)[^}]*\}")
 _DRAWING = re.compile(r"<svg\b.*?</svg>\n?", re.S)
 _TERM = re.compile(r"<dt>(.*?)</dt>\s*<dd>(.*?)</dd>", re.S)
 # a tag that is not code; attributes and icons of Material's Markdown
-_NOISE = re.compile(r"`[^`\n]+`|</?[a-zA-Z][^<>]*>|[ \t]*\{:? *[.#][^{}\n]*\}|:[a-z]+-[\w-]+:")
+_NOISE = re.compile(r"`[^`\n]+`|</?[a-zA-Z][^<>]*>|[ \t]*\{:? *[.#][^{}\n]*\}| ?:[a-z]+-[\w-]+:")
 
 
 @dataclass(frozen=True)

