@@ -43,6 +43,7 @@ texts: dict[str, str]  # pages as plain Markdown, by their source
 syllabus: list[tuple]  # the parts' titles and pages, in order
 
 _BODY = re.compile(r'<script type="text/markdown">(.*)</script>', re.S)
+_OUTSIDE = re.compile(r'<a (?=href="https?://)')
 _MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
 
 
@@ -254,4 +255,5 @@ def on_page_content(content, page, config, files):
             log.warning("%s: %s, in: %s", page.file.edit_uri or page.file.src_uri, error, latex)
             return f"<{tag}><code>{html.escape(latex)}</code></{tag}>"
 
+    content = _OUTSIDE.sub('<a rel="external" ', content)
     return site.fill(_MATH.sub(formula, content), "html")

@@ -118,15 +118,26 @@ def test_downloads(site, pages, name):
     assert "{{" not in "".join(cell.source for cell in notebook.cells if cell not in code)
 
 
-@pytest.mark.parametrize("name", LECTURES)
-def test_weight(site, pages, name):
-    files = {site / name / "index.html", *site.glob("assets/javascripts/workers/search*.js")}
-    for tag, attrs, reference in pages[f"{name}/"].references:
-        if tag == "script" or attrs.get("rel") == "stylesheet":
-            url = urljoin(f"{SITE_URL}{name}/", reference)
-            files.add(site / url.removeprefix(SITE_URL))
-    weight = sum(len(gzip.compress(file.read_bytes(), 6)) for file in files)
-    assert weight <= 150 * 1024, f"{weight / 1024:.0f} KB"
+def test_weight(site, pages):
+    """What a page loads before it is complete, without its figures."""
+    packed: dict = {}
+
+    def weight(file) -> int:
+        if file not in packed:
+            packed[file] = len(gzip.compress(file.read_bytes(), 6))
+        return packed[file]
+
+    workers = set(site.glob("assets/javascripts/workers/search*.js"))
+    for address, page in pages.items():
+        files = {site / file_of(address), *workers}
+        for tag, attrs, reference in page.references:
+            if tag == "script" or attrs.get("rel") == "stylesheet":
+                url = urljoin(SITE_URL + address, reference)
+                files.add(site / url.removeprefix(SITE_URL))
+        total = sum(map(weight, files))
+        assert total <= 150 * 1024, f"{address}: {total / 1024:.0f} KB"
+    # comes after the page, once, and is what a reader may wait for
+    assert weight(site / "search/search_index.json") <= 250 * 1024
 
 
 # in a browser
@@ -218,3 +229,23 @@ def test_first_paint_on_a_slow_phone(browser, base, name):
         if times[-1] < 1500:
             return
     pytest.fail(f"{name}: {min(times):.0f} ms")
+
+
+def test_paper_shows_the_lecture_and_nothing_to_click(open_page):
+    page = open_page("fusion/softmax/", color_scheme="dark")
+    page.emulate_media(media="print")
+    for hidden in (".md-header", ".md-sidebar", ".md-footer", ".md-button", ".md-code__nav"):
+        assert not any(found.is_visible() for found in page.locator(hidden).all()), hidden
+    hidden = "details.code pre, .lecture-kernel pre, .lecture-end, img[src$='#only-dark']"
+    assert not any(found.is_visible() for found in page.locator(hidden).all())
+    for shown in ("h1", ".measurement img[src$='#only-light']", ".diagram svg"):
+        assert page.locator(shown).first.is_visible(), shown
+    code = page.locator(".lecture-code code").first
+    assert code.evaluate("code => getComputedStyle(code).whiteSpace") == "pre-wrap"
+    text = page.locator("article").evaluate("page => getComputedStyle(page).color")
+    assert text == "rgb(29, 38, 41)"  # the light scheme's, whatever the screen shows
+    outside = page.locator("article a[rel=external]").first
+    content = outside.evaluate("link => getComputedStyle(link, '::after').content")
+    assert outside.get_attribute("href") in content
+    internal = page.locator("article a[href*='/glossary/']").first
+    assert internal.evaluate("link => getComputedStyle(link, '::after').content") == "none"
