@@ -102,5 +102,8 @@ def css() -> str:
         lines = [f"  --tl-{name}: {value};" for name, value in (colours | fills).items()]
         selector = f'[data-md-color-scheme="{MATERIAL_SCHEMES[scheme]}"]'
         blocks.append("\n".join([selector + " {", *lines, "}"]))
+    # paper is light
+    on_paper = blocks[0].replace(MATERIAL_SCHEMES["light"], MATERIAL_SCHEMES["dark"])
+    blocks.append(f"@media print {{\n{on_paper}\n}}")
     header = "/* Generated from scripts/palette.py by the build. */\n"
     return header + "\n".join(blocks) + "\n"

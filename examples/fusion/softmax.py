@@ -304,7 +304,7 @@ def softmax_kernel(
 # short ones fewer threads. The numbers come from trying others on this page's GPU.
 #
 # Triton's [interpreter](../glossary.md#interpreter) runs programs one after the other; waiting for
-# a later one would last for ever. There the kernel runs twice without waiting: the second time
+# a later one would last forever. There the kernel runs twice without waiting: the second time
 # every pair is in its place.
 
 # %% tags=["copy"]
@@ -523,7 +523,7 @@ if __name__ == "__main__":
 # ## Is it fast?
 #
 # Before you look: a copy reads and writes each element once, and so does this kernel. Where will
-# it come closest to the copy, where fall behind first: at narrow rows, at rows that just fit, at
+# it come closest to the copy, where fall behind first: at narrow rows, at rows that barely fit, at
 # the longest, or at odd widths? Every width has 2²⁹ elements, so all move the same 2 GiB.
 
 # %% tags=["fold"]
