@@ -300,4 +300,6 @@ FILTERS = {
     "tflops": format_tflops,
     "bytes": format_bytes,
     "n": format_n,
+    "significant": significant,
+    "log10": math.log10,  # where a drawing has a logarithmic axis
 }
