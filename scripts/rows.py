@@ -262,6 +262,11 @@ def format_ms(ms: float) -> str:
     return f"{significant(ms)}{_SPACE}ms"
 
 
+def format_time(ms: float) -> str:
+    """In the unit that reads best: microseconds below a millisecond."""
+    return f"{significant(ms * 1e3)}{_SPACE}µs" if ms < 1 else format_ms(ms)
+
+
 def format_pct(percent: float) -> str:
     return f"{percent:.0f}{_SPACE}%"
 
@@ -294,6 +299,7 @@ def format_n(value: float, digits: int = 0) -> str:
 
 FILTERS = {
     "ms": format_ms,
+    "time": format_time,
     "pct": format_pct,
     "times": format_times,
     "tbps": format_tbps,

@@ -57,8 +57,8 @@ export const significant = (value, digits = 3) => {
   return number(value, Math.max(0, digits - 1 - exponent));
 };
 
-export const ms = (value) =>
-  value > 0 && value < 1e-3 ? `${significant(value * 1e3)}\u00a0µs` : `${significant(value)}\u00a0ms`;
+export const time = (ms) =>
+  ms < 1 ? `${significant(ms * 1e3)}\u00a0µs` : `${significant(ms)}\u00a0ms`;
 
 export const percent = (value) => `${number(value)}\u00a0%`;
 

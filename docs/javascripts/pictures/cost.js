@@ -21,7 +21,7 @@ picture("cost", ({ inputs, parts }) => {
     }
     const [tokens, rate, price, points, speedup, days, day] = fields.map((name) => Number(inputs[name].value));
     const share = points / 100;
-    const hours = ((tokens * 1e6) / rate / 3600) * 30;
+    const hours = ((tokens * 1e6) / rate / 3600) * (365 / 12);
     const bill = hours * price;
     const left = remaining(share, speedup);
     show(inputs.share, parts.share, percent(points));
@@ -35,8 +35,7 @@ picture("cost", ({ inputs, parts }) => {
     }
     for (const [i, row] of rows.entries()) {
       const part = remaining(share, Number(inputs.op.options[i].value));
-      row.cells[3].textContent = `${(1 / part).toFixed(3)}×`;
-      row.cells[4].textContent = dollars(bill * (1 - part));
+      row.cells[2].textContent = dollars(bill * (1 - part));
     }
     const saved = bill * (1 - left);
     const work = `${number(days)} days of work, ${dollars(days * day)}, `;

@@ -84,7 +84,7 @@ picture("grouped_order", ({ inputs, parts }) => {
       lit(rows[i], now.rows.has(i) && "b");
       lit(columns[i], now.columns.has(i) && "c");
     }
-    for (const element of tiles.flat()) set(element, { class: "dg-none dg-line" });
+    for (const element of tiles.flat()) set(element, { class: "dg-surface" });
     const points = [];
     for (let pid = 0; pid < end; pid++) {
       const [m, n] = tile(pid, group);

@@ -1,8 +1,8 @@
-import { bytes, copyMs, fill, ms, number, percent, picture, set, show, significant } from "./common.js";
+import { bytes, copyMs, fill, number, percent, picture, set, show, significant, time } from "./common.js";
 
 const SM = 2 ** 18; // bytes of registers, and of L1
 const x = (size) => 92 + (Math.log2(size) - 14) * 20.5;
-const y = (time) => 342 - (Math.log10(time) + 3) * 43;
+const y = (ms) => 342 - (Math.log10(ms) + 3) * 43;
 const tbps = (rate) => `${significant(rate)}\u00a0TB/s`;
 
 picture("memory", ({ inputs, parts, recorded }) => {
@@ -19,32 +19,32 @@ picture("memory", ({ inputs, parts, recorded }) => {
     // two steps to a power of two: 1, 1.5, 2, 3, 4 …
     const step = Number(inputs.size.value);
     const size = 2 ** (step >> 1) * (step % 2 ? 1.5 : 1);
-    const time = copyMs(curve, 2 * size);
+    const ms = copyMs(curve, 2 * size);
     show(inputs.size, parts.size, bytes(size));
     for (const [i, level] of levels.entries()) {
       set(parts[`level${i}`], { class: size <= level.holds ? "dg-c dg-c-line" : "dg-surface dg-line" });
     }
     set(parts.line, { d: `M${x(size)} 26 V352` });
-    set(parts.point, { cx: x(size), cy: y(time) });
+    set(parts.point, { cx: x(size), cy: y(ms) });
     set(parts.here, { x: Math.min(440, Math.max(120, x(size))) });
     parts.here.textContent = bytes(size);
     // beside the curve, on the side that it leaves free
     const early = x(size) < 200;
-    set(parts.time, { x: x(size) + (early ? 12 : -12), y: y(time) - 10 });
+    set(parts.time, { x: x(size) + (early ? 12 : -12), y: y(ms) - 10 });
     set(parts.time, { "text-anchor": early ? "start" : "end" });
-    parts.time.textContent = ms(time);
+    parts.time.textContent = time(ms);
     fill(
       parts.reads,
       levels.map(({ name, holds, tbps: rate }) => {
         if (size > holds) return [name, "does not fit"];
-        return [name, rate ? `${ms((size / rate) * 1e-9)} at ${tbps(rate)}` : "no time at all"];
+        return [name, rate ? `${time((size / rate) * 1e-9)} at ${tbps(rate)}` : "no time at all"];
       }),
     );
-    const share = ((2 * size) / time / full) * 1e-7;
-    const paid = time < 2 * launch ? ", and you pay for the launch" : "";
+    const share = ((2 * size) / ms / full) * 1e-7;
+    const paid = ms < 2 * launch ? ", and you pay for the launch" : "";
     parts.says.textContent =
       `${bytes(size)}, ${number(size / 4)} float32 numbers: ${place(size)} ` +
-      `A pass that reads it and writes as much takes ${ms(time)}, ` +
+      `A pass that reads it and writes as much takes ${time(ms)}, ` +
       `${percent(share)} of memory’s full speed${paid}.`;
   };
 });

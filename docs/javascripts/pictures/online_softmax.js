@@ -37,12 +37,15 @@ picture("online_softmax", ({ inputs, parts }) => {
   const bars = [...Array(8).keys()].map((i) => shape("rect", { x: 30 + 56 * i, width: 28 }));
   parts.bars.replaceChildren(...bars);
   let shown = inputs.row.value;
-  const go = (by) => {
-    inputs.step.value = Number(inputs.step.value) + by;
+  const go = (to) => {
+    inputs.step.value = to;
     inputs.step.dispatchEvent(new Event("input", { bubbles: true }));
   };
-  inputs.back.addEventListener("click", () => go(-1));
-  inputs.next.addEventListener("click", () => go(1));
+  inputs.back.addEventListener("click", () => go(Number(inputs.step.value) - 1));
+  inputs.next.addEventListener("click", () => {
+    const step = Number(inputs.step.value);
+    go(step < inputs.step.max ? step + 1 : 0);
+  });
 
   const end = (row, { m, s }) => {
     const both = twoPasses(row);
@@ -52,9 +55,9 @@ picture("online_softmax", ({ inputs, parts }) => {
     const apart = error ? ` The outputs differ by rounding, ${error.toExponential(0)} at most.` : "";
     const naive = row.some((x) => x > 709) ? " Without the maximum the sum would be infinite." : "";
     return (
-      `The row is read: m = ${value(m)}, s = ${significant(s)}. ` +
+      `The row is read: m\u00a0=\u00a0${value(m)}, s\u00a0=\u00a0${significant(s)}. ` +
       "Two passes, the maximum first and then the sum, " +
-      `give m = ${value(both.m)}, s = ${significant(both.s)}.${apart}${naive}`
+      `give m\u00a0=\u00a0${value(both.m)}, s\u00a0=\u00a0${significant(both.s)}.${apart}${naive}`
     );
   };
 
@@ -91,7 +94,7 @@ picture("online_softmax", ({ inputs, parts }) => {
     const state = steps[step - 1] ?? { m: LOWEST, s: 0, factor: 0 };
     show(inputs.step, parts.step, `${step} of ${steps.length}`);
     inputs.back.disabled = step === 0;
-    inputs.next.disabled = step === steps.length;
+    inputs.next.textContent = step < steps.length ? "Read a tile" : "Read again";
 
     const middle = { "font-size": 15, "text-anchor": "middle" };
     const [cells, terms, tiles] = [[], [], []];
@@ -118,7 +121,7 @@ picture("online_softmax", ({ inputs, parts }) => {
       const kind = height ? "dg-c dg-c-line" : "dg-none";
       set(bar, { class: kind, y: Number((220 - height).toFixed(2)), height: Number(height.toFixed(2)) });
     }
-    const factor = (i) => (i ? `× ${significant(steps[i].factor)}` : "–");
+    const factor = (i) => (i ? `×\u00a0${significant(steps[i].factor)}` : "–");
     parts.m.textContent = step ? value(state.m) : "–";
     parts.factor.textContent = step ? factor(step - 1) : "–";
     parts.s.textContent = step ? significant(state.s) : "0";

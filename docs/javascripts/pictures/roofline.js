@@ -1,4 +1,4 @@
-import { bytes, copyMs, ms, percent, picture, set, significant } from "./common.js";
+import { bytes, copyMs, percent, picture, set, significant, time } from "./common.js";
 
 const x = (intensity) => Math.min(456, Math.max(62, 62 + (Math.log10(intensity) + 2) * 62));
 const y = (tflops) => Math.min(310, Math.max(24, 310 - (Math.log10(tflops) + 2) * 52));
@@ -59,10 +59,10 @@ picture("roofline", ({ inputs, parts, recorded }) => {
     set(parts.best, { cx: at, cy: best });
     set(parts.own, { cx: at, cy: y(us ? (flops / us) * 1e-6 : 1), display: us ? "inline" : "none" });
     const limit = memory > arithmetic ? "Memory" : "Arithmetic";
-    const measured = us ? `; the measured ${ms(us / 1e3)} is ${percent((least / us) * 1e5)} of that speed` : "";
+    const measured = us ? `; the measured ${time(us / 1e3)} is ${percent((least / us) * 1e5)} of that speed` : "";
     parts.says.textContent =
       `${significant(flops / moved)} FLOPs for each byte; the corner lies at ${significant(roof / tbps)}. ` +
-      `${limit} is the limit: moving ${bytes(moved)} takes ${ms(memory)}, ` +
-      `the arithmetic ${ms(arithmetic)}. At best ${ms(least)}${measured}.`;
+      `${limit} is the limit: moving ${bytes(moved)} takes ${time(memory)}, ` +
+      `the arithmetic ${time(arithmetic)}. At best ${time(least)}${measured}.`;
   };
 });
