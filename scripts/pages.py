@@ -22,6 +22,7 @@ from scripts import figures, lectures, palette, rows
 from scripts.templates import Templates
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.S)
+_NEXT = re.compile(r"\bNext:\s+\[[^\]]*\]\((?P<path>[\w/.]+)\.py\)")
 WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 25
 
 
@@ -31,6 +32,12 @@ class Block:
 
     html: str
     notebook: str  # the same in Jupyter's Markdown
+    numbers: str = ""  # a figure's table, for readers who have text alone
+
+    @property
+    def text(self) -> str:
+        """The block in plain Markdown."""
+        return self.numbers or self.notebook
 
 
 class LectureError(Exception):
@@ -68,6 +75,16 @@ class Lecture:
         words = sum(len(c.source.split()) for c in self.cells if c.kind == "markdown")
         lines = sum(c.source.count("\n") for c in self.cells if c.kind == "code")
         return max(1, round(words / WORDS_A_MINUTE + lines / CODE_LINES_A_MINUTE))
+
+    @cached_property
+    def leads_to(self) -> str:
+        """The lecture that its own last words send a reader to; empty where they name none."""
+        prose = "".join(cell.source for cell in self.cells if cell.kind == "markdown")
+        found = _NEXT.search(prose)
+        if not found:
+            return ""
+        target = self.script.parent / found["path"]
+        return f"{target.resolve().parent.name}/{target.stem}"
 
 
 class Site:
@@ -212,7 +229,7 @@ class Site:
         return f"\ue000{len(self.blocks) - 1}\ue001"
 
     def fill(self, text: str, form: str) -> str:
-        """Blocks in place of their tokens: `form` is "html" or "notebook"."""
+        """Blocks in place of their tokens: `form` is "html", "notebook" or "text"."""
         token = r"\ue000(\d+)\ue001"
         if form == "html":
             token = rf"<p>\s*{token}\s*</p>|{token}"
@@ -235,8 +252,6 @@ class Site:
         chart = kind(recording.benchmark(name), **options)
         digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
         stem = f"figures/{lecture}/{name}-{digest}" if options else f"figures/{lecture}/{name}"
-        numbers = _html_table(*chart.table())
-        summary = f"The numbers: {chart.label}"
         return self._card(
             up,
             stem,
@@ -245,8 +260,8 @@ class Site:
             title=chart.benchmark.title,
             caption=caption,
             source=f"{_environment(recording.env)} · {self._data_link(up, lecture)}",
-            details=f"<details data-search-exclude><summary>{html.escape(summary)}</summary>"
-            f"{numbers}</details>",
+            summary=chart.label,
+            numbers=chart.table(),
         )
 
     def _card(
@@ -259,7 +274,8 @@ class Site:
         title: str,
         caption: str,
         source: str,
-        details: str,
+        summary: str,
+        numbers: tuple[list[str], list[list[str]]],
     ) -> Block:
         width, height = figures.pixels(svg)
         images = []
@@ -274,11 +290,17 @@ class Site:
             f'<figure class="measurement"><p class="measurement-title">{html.escape(title)}</p>'
             f"{''.join(images)}<figcaption>{text}"
             f'<p class="measurement-source" data-search-exclude>{source}</p>'
-            f"</figcaption>{details}</figure>"
+            f"</figcaption><details data-search-exclude><summary>The numbers: "
+            f"{html.escape(summary)}</summary>{_html_table(*numbers)}</details></figure>"
         )
         image = f"![{alt}]({{site}}{stem}.light.svg)"
         source = re.sub(r"<[^>]+>", "", source).removesuffix(" · data (JSON)")
-        return Block(page, f"**{title}**\n\n{image}\n\n{caption}\n\n*{source}*")
+        table = f"**{title}: {summary}**\n\n{_markdown_table(*numbers)}"
+        return Block(
+            page,
+            f"**{title}**\n\n{image}\n\n{caption}\n\n*{source}*",
+            f"{table}\n\n{caption}\n\n*{source}*",
+        )
 
     def _data_link(self, up: str, lecture: str) -> str:
         path = f"recorded/{self.gpu}/{lecture}.json"
@@ -406,8 +428,8 @@ class Site:
             title=f"Roofline, {newest.env['gpu']}",
             caption=caption,
             source=f"{_environment(newest.env)} · {self._data_link(up, name)}",
-            details="<details data-search-exclude><summary>The numbers: the fastest row of each "
-            f"kernel</summary>{_html_table(header, body)}</details>",
+            summary="the fastest row of each kernel",
+            numbers=(header, body),
         )
 
     def _results(self, up: str) -> Block:

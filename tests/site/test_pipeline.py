@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from scripts import figures, lectures, mathml, palette, rows
-from scripts.notebooks import notebooks, to_jupyter
+from scripts.notebooks import notebooks, rendered, to_jupyter
 from scripts.pages import Lecture, Site
 from scripts.templates import Templates
 
@@ -145,7 +145,9 @@ class Repository:
         """The lecture's two notebooks, and what was reported."""
         site, said = self.site()
         lecture = site.lectures["demo/tiny"]
-        return (*notebooks(site, lecture, "demo/tiny/", "https://example.org/"), said)
+        url = "demo/tiny/"
+        cells = rendered(site, lecture, url)
+        return (*notebooks(site, lecture, cells, url, "https://example.org/"), said)
 
 
 @pytest.fixture

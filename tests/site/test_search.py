@@ -1,0 +1,115 @@
+"""The search finds the section that answers: questions that learners ask, each with its address."""
+
+import itertools
+import re
+
+import pytest
+
+# What is typed, and the sections that answer it: one of them has to be the first result. A new
+# question is a new line; a page that answers better than these is added to the line.
+QUESTIONS = {
+    "why is my kernel slower at small sizes": [
+        "foundations/programming_model/#why-small-sizes-look-bad",
+        "foundations/benchmarking/#why-small-sizes-look-bad",
+    ],
+    "power of two": [
+        "foundations/programming_model/#the-size-of-a-block-powers-of-two-and-num_warps"
+    ],
+    "num_warps": ["foundations/programming_model/#the-size-of-a-block-powers-of-two-and-num_warps"],
+    "BLOCK_SIZE": [
+        "foundations/programming_model/#the-size-of-a-block-powers-of-two-and-num_warps"
+    ],
+    "num_stages": ["foundations/compiler/#what-num_stages-changes"],
+    "int32 overflow": ["foundations/debugging/#room-3-addresses"],
+    "2d grid": ["foundations/programming_model/#third-kernel-an-image-turns-grey-on-a-2-d-grid"],
+    "race condition": ["glossary/#race"],
+    "interpreter differs from gpu": ["foundations/debugging/#where-it-differs-from-a-gpu"],
+    "TRITON_INTERPRET": ["foundations/debugging/#the-interpreter"],
+    "print inside a kernel": ["foundations/debugging/#print-stop-assert"],
+    "tl.device_print": ["foundations/debugging/#print-stop-assert"],
+    "autotune takes too long": ["foundations/autotuning/#prune-before-you-run"],
+    "how to benchmark a kernel": ["foundations/benchmarking/"],
+    "do_bench": ["foundations/benchmarking/"],
+    "CUDA graph": ["foundations/benchmarking/#rightly-three-tools-that-exist"],
+    "tolerance float16": ["foundations/benchmarking/#is-it-right-choosing-a-tolerance"],
+    "launch overhead": ["glossary/#launch-overhead"],
+    "roofline": ["foundations/memory_hierarchy/#the-roofline"],
+    "HBM bandwidth": [
+        "foundations/memory_hierarchy/#bandwidth-read-the-same-bytes-again-and-again"
+    ],
+    "latency of L2": ["foundations/memory_hierarchy/#latency-follow-a-trail"],
+    "memory coalescing": [
+        "foundations/compiler/#coalescing-and-vector-width",
+        "glossary/#coalescing",
+    ],
+    "TF32": ["glossary/#tf32"],
+    "float32 dot product inexact": ["foundations/compiler/#why-is-a-float32-product-inexact"],
+    "PTX": ["foundations/compiler/#ptx-and-sass-one-thread"],
+    "occupancy": ["glossary/#occupancy"],
+    "atomic add": ["glossary/#atomic-operation"],
+    "online softmax": ["glossary/#online-softmax"],
+    "flash attention memory": ["attention/flash_attention/"],
+    "RMSNorm residual add": ["fusion/rms_norm/"],
+    "dropout seed": ["fusion/dropout/"],
+    "GELU": ["fusion/elementwise/#step-4-a-gelu-in-a-dozen-instructions"],
+    "when should I fuse": ["fusion/elementwise/#questions-before-you-fuse"],
+    "windows": ["install/#windows"],
+    "colab": ["install/#google-colab"],
+    "does it run on a mac": ["install/#macos"],
+    "docker": ["install/#docker"],
+    "will my hardware do": ["install/#will-my-hardware-do"],
+    "supported GPUs": ["install/#will-my-hardware-do"],
+}
+# asks the theme's worker, as its search field does: results are pages, the best section of each
+# first, and the field shows them in this order
+ASK = """async questions => {
+    const config = JSON.parse(document.getElementById("__config").textContent);
+    const index = await fetch(`${config.base}/search/search_index.json`);
+    const worker = new Worker(config.search);
+    const ask = (type, data) => new Promise(answered => {
+        worker.onmessage = message => answered(message.data.data);
+        worker.postMessage({ type, data });
+    });
+    await ask(0, { ...await index.json(), options: {} });
+    const found = {};
+    for (const question of questions) {
+        const { items } = await ask(2, question);
+        found[question] = items.slice(0, 3).map(page => page[0].location);
+    }
+    return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def found(browser, base):
+    """The first results of every question."""
+    page = browser.new_page()
+    page.goto(base)
+    yield page.evaluate(ASK, list(QUESTIONS))
+    page.close()
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_first_result_answers(found, question):
+    assert found[question][:1] and found[question][0] in QUESTIONS[question], found[question]
+
+
+def test_every_answer_is_there(pages):
+    for address in itertools.chain(*QUESTIONS.values()):
+        page, _, section = address.partition("#")
+        assert page in pages and (not section or section in pages[page].anchors), address
+
+
+def test_the_field_shows_what_the_index_found(open_page):
+    page = open_page("")
+    page.click(".md-search__input")
+    # key by key: the theme listens for keys, and would notice text filled in by chance only
+    page.locator(".md-search__input").press_sequentially("num_stages")
+    shown = page.locator(".md-search-result__item").first.locator("a")
+    shown.first.wait_for()
+    # the word is marked on the page that opens
+    addresses = [re.sub(r"\?h=[^#]*", "", link.get_attribute("href")) for link in shown.all()]
+    assert any(QUESTIONS["num_stages"][0] in address for address in addresses)
+    shown.first.click()
+    page.wait_for_url("**/foundations/compiler/**")
+    page.locator("article mark", has_text="stages").first.wait_for()
