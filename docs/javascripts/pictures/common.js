@@ -60,9 +60,7 @@ export const significant = (value, digits = 3) => {
 export const time = (ms) =>
   ms < 1 ? `${significant(ms * 1e3)}\u00a0µs` : `${significant(ms)}\u00a0ms`;
 
-export const percent = (value) => `${number(value)}\u00a0%`;
-
-export const times = (ratio) => `${ratio.toFixed(ratio < 1.095 ? 2 : ratio < 9.95 ? 1 : 0)}×`;
+export const percent = (value) => `${value.toFixed(0)}\u00a0%`;
 
 export const bytes = (value) => {
   const power = value >= 1 ? Math.min(4, Math.floor(Math.log2(value) / 10)) : 0;
