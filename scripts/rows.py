@@ -263,8 +263,9 @@ def format_ms(ms: float) -> str:
 
 
 def format_time(ms: float) -> str:
-    """In the unit that reads best: microseconds below a millisecond."""
-    return f"{significant(ms * 1e3)}{_SPACE}µs" if ms < 1 else format_ms(ms)
+    """In the unit that reads best: ns, µs or ms."""
+    power = 2 if ms < 1e-3 else 1 if ms < 1 else 0
+    return f"{significant(ms * 1e3**power)}{_SPACE}{('ms', 'µs', 'ns')[power]}"
 
 
 def format_pct(percent: float) -> str:

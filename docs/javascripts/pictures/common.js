@@ -57,8 +57,10 @@ export const significant = (value, digits = 3) => {
   return number(value, Math.max(0, digits - 1 - exponent));
 };
 
-export const time = (ms) =>
-  ms < 1 ? `${significant(ms * 1e3)}\u00a0µs` : `${significant(ms)}\u00a0ms`;
+export const time = (ms) => {
+  const power = ms < 1e-3 ? 2 : ms < 1 ? 1 : 0;
+  return `${significant(ms * 1e3 ** power)}\u00a0${["ms", "µs", "ns"][power]}`;
+};
 
 export const percent = (value) => `${value.toFixed(0)}\u00a0%`;
 

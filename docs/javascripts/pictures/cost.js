@@ -44,7 +44,8 @@ picture("cost", ({ inputs, parts }) => {
     const formula = `1 / (1 − ${share} + ${share} / ${speedup})`;
     parts.says.textContent =
       `The whole becomes ${significant(1 / left)}× as fast: ${formula}. ` +
-      `Of ${number(hours)} GPU-hours a month it saves ${number(hours * (1 - left))}, ` +
-      `${dollars(saved)} a month and ${dollars(saved * 12)} a year; ${back}`;
+      `Of ${number(hours)} GPU-hours a month it ${saved < 0 ? "wastes" : "saves"} ` +
+      `${number(Math.abs(hours * (1 - left)))}, ${dollars(Math.abs(saved))} a month ` +
+      `and ${dollars(Math.abs(saved) * 12)} a year; ${back}`;
   };
 });

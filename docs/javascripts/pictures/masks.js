@@ -60,6 +60,6 @@ picture("masks", ({ inputs, parts }) => {
       `${idle || "none"} of them idle: ${percent((idle / lanes) * 100)}. ` +
       `The last one, program ${programs - 1}, has offs ${lanes - block} to ${lanes - 1} ` +
       `and the mask offs < ${n}. ` +
-      `With one warp each they take ${programs * 32} threads.`;
+      `With one warp each they take ${number(programs * 32)} threads.`;
   };
 });

@@ -35,9 +35,10 @@ picture("memory", ({ inputs, parts, recorded }) => {
     parts.time.textContent = time(ms);
     fill(
       parts.reads,
-      levels.map(({ name, holds, tbps: rate }) => {
+      levels.map(({ name, holds, tbps: rate, ns }) => {
         if (size > holds) return [name, "does not fit"];
-        return [name, rate ? `${time((size / rate) * 1e-9)} at ${tbps(rate)}` : "no time at all"];
+        if (!rate) return [name, "no time at all"];
+        return [name, `${time(ns * 1e-6 + (size / rate) * 1e-9)} at ${tbps(rate)}`];
       }),
     );
     const share = ((2 * size) / ms / full) * 1e-7;

@@ -2,6 +2,11 @@ import { fill, picture, set, shape, show, significant } from "./common.js";
 
 const LOWEST = -Number.MAX_VALUE; // finite, as in the lecture's kernel
 const value = (x) => (x === LOWEST ? "lowest" : String(x).replace("-", "−").replace("Infinity", "inf"));
+// As much of it as a cell has room for.
+const short = (x) => {
+  const shorter = [value(x), value(Number(x.toPrecision(4))), x.toExponential(0)];
+  return shorter.find((text) => text.length <= 6) ?? "…";
+};
 
 // Up to eight numbers of a text; null where it holds something else.
 export const numbers = (text) => {
@@ -103,7 +108,7 @@ picture("online_softmax", ({ inputs, parts }) => {
       const fresh = read && i >= (step - 1) * width && step < steps.length;
       const kind = fresh ? "dg-b dg-b-line" : read ? "dg-a dg-a-line" : "dg-none dg-line";
       cells.push(shape("rect", { class: kind, x: 16 + 56 * i, y: 30, width: 56, height: 34 }));
-      cells.push(shape("text", { class: "dg-text dg-mono", x: 44 + 56 * i, y: 52, ...middle }, value(x)));
+      cells.push(shape("text", { class: "dg-text dg-mono", x: 44 + 56 * i, y: 52, ...middle }, short(x)));
       const term = read ? Math.exp(x - state.m) : 0;
       const text = { class: "dg-muted dg-mono", x: 44 + 56 * i, y: 238, ...middle };
       terms.push(shape("text", text, read ? term.toFixed(2) : ""));

@@ -1,7 +1,7 @@
 import { bytes, copyMs, percent, picture, set, significant, time } from "./common.js";
 
 const x = (intensity) => Math.min(456, Math.max(62, 62 + (Math.log10(intensity) + 2) * 62));
-const y = (tflops) => Math.min(310, Math.max(24, 310 - (Math.log10(tflops) + 2) * 52));
+const y = (tflops) => Math.min(310, Math.max(24, 310 - (Math.log10(tflops) + 3) * 44));
 const tflops = (value) => `${significant(value)}\u00a0TFLOP/s`;
 const SCALE = { "": 0, k: 1, m: 2, g: 3, t: 4 };
 
@@ -46,7 +46,7 @@ picture("roofline", ({ inputs, parts, recorded }) => {
     const [moved, flops, us] = [read(inputs.bytes), read(inputs.flops), read(inputs.us, true)];
     const roof = roofs.find(({ key }) => key === inputs.unit.value).tflops;
     set(parts.roof, { d: `M62 ${y(0.01 * tbps)} L${x(roof / tbps)} ${y(roof)} H456` });
-    set(parts.level, { y: y(roof) + (roof > 100 ? -8 : 20) });
+    set(parts.level, { y: y(roof) + 26 });
     parts.level.textContent = tflops(roof);
     if (!(moved && flops) || Number.isNaN(us)) {
       parts.says.textContent = "Write numbers or products, such as 2 * 8192 * 8192 * 2, 256 MiB or 1.5e9.";
