@@ -205,12 +205,16 @@ class Site:
         def diagram(name: str):
             return self._token(self._diagram(name, url, context))
 
+        def picture(name: str):
+            return self._token(self._picture(name, up, url, context))
+
         context |= {
             "figure": figure,
             "heatmap": heatmap,
             "table": table,
             "ladder": ladder,
             "diagram": diagram,
+            "picture": picture,
             "roofline": lambda **options: self._token(self._roofline(up, **options)),
             "results": lambda: self._token(self._results(up)),
             "gpu_tests": lambda: self._token(self._gpu_tests()),
@@ -359,6 +363,39 @@ class Site:
         page = f'<figure class="diagram"><div class="diagram-scroll">{svg.strip()}</div></figure>'
         words = html.unescape(title[1]) if title else name
         return Block(page, f"*Diagram: {words}* ([see it on the page]({{site}}{url}))")
+
+    def _picture(self, name: str, up: str, url: str, context: dict) -> Block:
+        """A drawing that a script of its name sets in motion; a notebook shows it as it stands."""
+        path = self.root / "docs" / "pictures" / f"{name}.html"
+        if not path.exists():
+            raise rows.RowError(f"no picture {path.relative_to(self.root)}")
+
+        def source(lecture: str) -> str:
+            env = self.recording(lecture).env
+            return f"{_environment(env)} · {self._data_link(up, lecture)}"
+
+        template = path.read_text(encoding="utf-8")
+        content = self.templates.render(template, path, context | {"source": source})
+        page = (
+            f'<figure class="picture" id="picture-{name}" data-search-exclude>{content.strip()}'
+            f'<script type="module" src="{up}javascripts/pictures/{name}.js"></script></figure>'
+        )
+        svg = re.search(r'<svg .*?aria-label="(.*?)".*</svg>', content, re.S)
+        file = f"figures/pictures/{name}.svg"
+        self.files[file] = self._standalone(svg[0])
+        image = f"![{html.unescape(svg[1])}]({{site}}{file})"
+        return Block(page, f"{image}\n\n*[Move it on the page]({{site}}{url}#picture-{name})*")
+
+    def _standalone(self, svg: str) -> str:
+        """An SVG of a page as a file, with the style sheet's classes and the light scheme."""
+        styles = (self.root / "docs" / "stylesheets" / "site.css").read_text(encoding="utf-8")
+        rules = "".join(re.findall(r"(?m)^(?:\.dg-|:is\(\.dg-).*}$", styles))
+        for role, colour in palette.variables("light").items():
+            rules = rules.replace(f"var(--tl-{role})", colour)
+        rules += "text { font-family: sans-serif } .dg-mono { font-family: monospace }"
+        ground = f'<rect width="100%" height="100%" fill="{palette.SCHEMES["light"]["bg"]}"/>'
+        opening, _, drawing = svg.partition(">")
+        return f'{opening} xmlns="http://www.w3.org/2000/svg"><style>{rules}</style>{ground}{drawing}\n'
 
     def _roofline(self, up: str, caption: str = "", dtype: str = "bfloat16"):
         """This GPU's ceilings, and the fastest row of every recorded kernel under them."""
