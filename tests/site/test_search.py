@@ -11,26 +11,48 @@ QUESTIONS = {
     "why is my kernel slower at small sizes": [
         "foundations/programming_model/#why-small-sizes-look-bad",
         "foundations/benchmarking/#why-small-sizes-look-bad",
+        "faq/#why-is-my-triton-kernel-slower-than-pytorch-at-small-sizes",
     ],
     "power of two": [
         "foundations/programming_model/#the-size-of-a-block-powers-of-two-and-num_warps"
     ],
-    "num_warps": ["foundations/programming_model/#the-size-of-a-block-powers-of-two-and-num_warps"],
+    "num_warps": [
+        "foundations/programming_model/#the-size-of-a-block-powers-of-two-and-num_warps",
+        "faq/#what-does-num_warps-do",
+    ],
     "BLOCK_SIZE": [
         "foundations/programming_model/#the-size-of-a-block-powers-of-two-and-num_warps"
     ],
     "num_stages": ["foundations/compiler/#what-num_stages-changes"],
-    "int32 overflow": ["foundations/debugging/#room-3-addresses"],
+    "int32 overflow": [
+        "foundations/debugging/#room-3-addresses",
+        "faq/#why-does-it-crash-only-for-large-tensors-int32-overflow",
+    ],
     "2d grid": ["foundations/programming_model/#third-kernel-an-image-turns-grey-on-a-2-d-grid"],
     "race condition": ["glossary/#race"],
     "interpreter differs from gpu": ["foundations/debugging/#where-it-differs-from-a-gpu"],
-    "TRITON_INTERPRET": ["foundations/debugging/#the-interpreter"],
-    "print inside a kernel": ["foundations/debugging/#print-stop-assert"],
-    "tl.device_print": ["foundations/debugging/#print-stop-assert"],
+    "TRITON_INTERPRET": [
+        "foundations/debugging/#the-interpreter",
+        "install/#the-interpreter-and-notebooks",
+    ],
+    "print inside a kernel": [
+        "foundations/debugging/#print-stop-assert",
+        "faq/#how-do-i-print-a-value-inside-a-kernel",
+    ],
+    "tl.device_print": [
+        "foundations/debugging/#print-stop-assert",
+        "faq/#how-do-i-print-a-value-inside-a-kernel",
+    ],
     "prune configurations": ["foundations/autotuning/#prune-before-you-run"],
     "how to benchmark a kernel": ["foundations/benchmarking/"],
-    "do_bench": ["foundations/benchmarking/"],
-    "CUDA graph": ["foundations/benchmarking/#rightly-three-tools-that-exist"],
+    "do_bench": [
+        "foundations/benchmarking/",
+        "faq/#can-i-trust-the-benchmark-do_bench-or-cuda-graphs",
+    ],
+    "CUDA graph": [
+        "foundations/benchmarking/#rightly-three-tools-that-exist",
+        "faq/#can-i-trust-the-benchmark-do_bench-or-cuda-graphs",
+    ],
     "tolerance float16": ["foundations/benchmarking/#is-it-right-choosing-a-tolerance"],
     "launch overhead": ["glossary/#launch-overhead"],
     "roofline": ["foundations/memory_hierarchy/#the-roofline"],
@@ -50,14 +72,36 @@ QUESTIONS = {
     "online softmax": ["glossary/#online-softmax"],
     "flash attention memory": ["attention/flash_attention/"],
     "RMSNorm residual add": ["fusion/rms_norm/"],
-    "dropout seed": ["fusion/dropout/"],
+    "dropout seed": [
+        "fusion/dropout/",
+        "fusion/dropout/#the-seed",
+    ],
     "GELU": ["fusion/elementwise/#step-4-a-gelu-in-a-dozen-instructions"],
-    "when should I fuse": ["fusion/elementwise/#questions-before-you-fuse"],
+    "when should I fuse": [
+        "fusion/elementwise/#questions-before-you-fuse",
+        "patterns/#find-what-to-fuse",
+    ],
     "windows": ["install/#windows"],
     "colab": ["install/#google-colab"],
-    "does it run on a mac": ["install/#macos"],
+    "does it run on a mac": [
+        "install/#macos",
+        "faq/#does-it-run-on-a-mac",
+    ],
     "docker": ["install/#docker"],
-    "will my hardware do": ["install/#will-my-hardware-do"],
+    "which hardware": ["install/#will-my-hardware-do"],
+    "out of shared memory": ["faq/#out-of-resource-shared-memory-required-hardware-limit"],
+    "autotune slow": ["faq/#why-does-autotune-take-so-long"],
+    "autotune corrupts tensor": ["faq/#why-does-autotune-corrupt-my-tensor"],
+    "cpu tensor": ["faq/#pointer-argument-at-0-cannot-be-accessed-from-triton-cpu-tensor"],
+    "torch.compile custom kernel": ["faq/#how-do-i-use-my-kernel-under-torchcompile"],
+    "grouped ordering": ["faq/#why-does-grouped-ordering-group_size_m-show-no-gain"],
+    "T4": ["faq/#does-triton-run-on-a-t4-or-v100"],
+    "AMD": ["install/#amd", "faq/#does-it-run-on-amd-or-intel-gpus"],
+    "NaN": ["faq/#why-do-i-get-nan"],
+    "who uses triton": ["production/#who-runs-it-and-for-what"],
+    "triton vs cuda": ["why_triton/"],
+    "how much does it save": ["production/#what-it-saves"],
+    "papers": ["resources/"],
 }
 # asks the theme's worker, as its search field does: results are pages, the best section of each
 # first, and the field shows them in this order
