@@ -103,26 +103,22 @@ def flash_attention_reference(q, k, v, *, causal=False, scale=None):
 
 
 # %%
-def softmax_gradient(p, values, dout=1.0) -> list[float]:
-    """Gradient of the scores of one row, printed beside what two nudged forward passes say."""
+def softmax_gradient(p, values, dout=1.0) -> float:
+    """Sum of the gradients of a row's scores; prints each beside the slope of the output."""
     out = sum(weight * value for weight, value in zip(p, values, strict=True))
-    dp = [dout * value for value in values]
-    delta = dout * out
-    ds = [weight * (gradient - delta) for weight, gradient in zip(p, dp, strict=True)]
-    print(f"{out = }, {delta = }, {dp = }")
-    for k in range(len(p)):
-        nudged = []
-        for step in (1e-4, -1e-4):
-            grown = [weight * math.exp(step * (j == k)) for j, weight in enumerate(p)]
-            total = sum(weight * value for weight, value in zip(grown, values, strict=True))
-            nudged.append(dout * total / sum(grown))
-        slope = (nudged[0] - nudged[1]) / 2e-4
-        print(f"key {k}: ds = {p[k]} * ({dp[k]} - {delta}) = {ds[k]:5}, nudged {slope:8.5f}")
-    return ds
+    total = 0.0
+    for k, value in enumerate(values):
+        ds = p[k] * (dout * value - dout * out)
+        # score k grows by 0.0001: so does its weight, and all of them still sum to 1
+        grown = p[k] * math.expm1(1e-4)
+        slope = dout * ((out + grown * value) / (1 + grown) - out) / 1e-4
+        print(f"key {k}: ds = {p[k]} * ({dout * value} - {dout * out}) = {ds:4}; slope {slope:6.3f}")
+        total += ds
+    return total
 
 
 if __name__ == "__main__":
-    print("sum of ds:", sum(softmax_gradient([0.5, 0.25, 0.25], [4.0, 2.0, 6.0])))
+    print("sum of ds:", softmax_gradient([0.5, 0.25, 0.25], [4.0, 2.0, 6.0]))
 
 # %% [markdown]
 # They sum to 0: to raise all scores of a row alike changes no weight.
@@ -131,45 +127,25 @@ if __name__ == "__main__":
 #
 # ## What the forward must leave
 #
-# The kernel of the lecture before, with what a backward pass asks for:
+# The kernel of the lecture before, with what a backward pass asks for. The log-sum-exp stays in
+# powers of 2, as the kernel has it: $P = 2^{S \tau \log_2 e - L}$ is one multiply-add and one `exp2`
+# an element. It is $+\infty$ for a query that sees no key, whose weights are then $2^{-\infty} = 0$.
+# And `lse` has room for full tiles (`padded`, a multiple of 128 rows) and is written for them, so
+# that no later load needs a [mask](../glossary.md#mask). Sums are float64 where inputs are: tensor
+# cores could not, the [interpreter](../glossary.md#interpreter) can, and there `gradcheck` wants it.
 #
-# - **The log-sum-exp in powers of 2.** $P = 2^{S \tau \log_2 e - L}$ is one multiply-add and one
-#   `exp2` an element, so `lse` stays as the kernel has it, $L = m + \log_2 l$.
-# - **For full tiles of queries.** `lse` and `delta` have room up to a multiple of 128 rows
-#   (`padded`), and what lies behind the last query is written too. So no later load needs a
-#   [mask](../glossary.md#mask).
-# - **$+\infty$ for a query that sees no key.** Its weights come out as $2^{-\infty} = 0$.
-# - **Sums in the inputs' precision** where that is float64: tensor cores cannot, the
-#   [interpreter](../glossary.md#interpreter) can, and there `gradcheck` wants it.
-#
-# `_limits` knows two places in the row of keys of a tile of queries: up to `full` every query sees
-# every key, from `stop` on none sees any. Only blocks between them need `_seen`.
+# Up to key `full` every query of a tile sees every key, from `stop` on none sees any; blocks
+# between compare positions, in `_seen`. Causal, the longest tiles of a head start first.
 
 
 # %% tags=["copy"]
 @triton.jit
-def _tile(n_heads, seq_len, GROUP, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
-    """Head and first row of this program: heads in groups, the longest tiles of a group first."""
+def _tile(seq_len, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
+    """Head and first row of this program; if LAST_FIRST the last tiles of a head start first."""
     tiles = tl.cdiv(seq_len, BLOCK)
     pid = tl.program_id(0)
-    first_head = pid // (tiles * GROUP) * GROUP
-    # the last group may have fewer heads
-    size = tl.minimum(n_heads - first_head, GROUP)
-    place = pid % (tiles * GROUP)
-    tile = place // size
-    if LAST_FIRST:
-        tile = tiles - 1 - tile
-    return first_head + place % size, tile * BLOCK
-
-
-@triton.jit
-def _limits(start_m, n_queries, n_keys, BLOCK_M: tl.constexpr, IS_CAUSAL: tl.constexpr):
-    """Number of keys that all queries of a tile see, and that any of them sees."""
-    full, stop = n_keys, n_keys
-    if IS_CAUSAL:
-        full = start_m + 1 + n_keys - n_queries
-        stop = tl.minimum(start_m + BLOCK_M + n_keys - n_queries, n_keys)
-    return full, stop
+    tile = tiles - 1 - pid % tiles if LAST_FIRST else pid % tiles
+    return pid // tiles, tile * BLOCK
 
 
 @triton.jit
@@ -184,21 +160,24 @@ def _seen(x, other, offs_m, offs_n, n_queries, n_keys, IS_CAUSAL: tl.constexpr):
 
 @triton.jit
 def flash_attention_kernel(
-    q_desc, k_desc, v_desc, out_desc, lse_ptr, n_batch, n_heads, n_queries, n_keys, padded,
-    scale_log2, GROUP, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    q_desc, k_desc, v_desc, out_desc, lse_ptr, n_heads, n_queries, n_keys, padded, scale_log2,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     IS_CAUSAL: tl.constexpr, MASKED: tl.constexpr, FLOAT: tl.constexpr,
 ):  # fmt: skip
     """Attention of one tile of queries of one head, and its log-sum-exp to base 2.
 
-    The descriptors describe `[n_batch, n_heads, rows, HEAD_DIM]` in blocks of `BLOCK_M` or, for keys
-    and values, `BLOCK_N` rows; a head has `padded` rows of `lse_ptr`. `scale_log2`: the factor of
-    the scores times log2(e); `GROUP`: heads that run together; `FLOAT`: the dtype of sums.
+    The descriptors describe `[batch, n_heads, rows, HEAD_DIM]` in blocks of `BLOCK_M` or, for keys
+    and values, `BLOCK_N` rows; a head has `padded` rows of `lse_ptr`. `scale_log2` is the factor of
+    the scores times log2(e), `FLOAT` the dtype of sums; MASKED: the last keys may need a mask.
     """
-    head, start_m = _tile(n_batch * n_heads, n_queries, GROUP, BLOCK_M, IS_CAUSAL)
+    head, start_m = _tile(n_queries, BLOCK_M, IS_CAUSAL)
     b, h = head // n_heads, head % n_heads
     offs_m = start_m + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
-    full, stop = _limits(start_m, n_queries, n_keys, BLOCK_M, IS_CAUSAL)
+    full, stop = n_keys, n_keys
+    if IS_CAUSAL:
+        full = start_m + 1 + n_keys - n_queries
+        stop = tl.minimum(full + BLOCK_M - 1, n_keys)
     q = q_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
     acc = tl.zeros([BLOCK_M, HEAD_DIM], FLOAT)
     # finite: a row may see nothing of its first block, and -inf - -inf is NaN
@@ -240,55 +219,46 @@ def flash_attention_kernel(
 @triton.jit
 def first_backward_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, dk_ptr, dv_ptr, seq_len, padded, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr,
-    ADD_DQ: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, IS_CAUSAL: tl.constexpr, ADD_DQ: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of keys, and its share of float32 dq; `[heads, seq_len, HEAD_DIM]`."""
+    """Gradients of a tile of keys, its share of dq; `[heads, seq_len, HEAD_DIM]`, whole blocks."""
     head = tl.program_id(1).to(tl.int64)
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_d = tl.arange(0, HEAD_DIM)
-    kv_offs = (head * seq_len + offs_n)[:, None] * HEAD_DIM + offs_d[None, :]
-    mask_n = (offs_n < seq_len)[:, None]
-    k = tl.load(k_ptr + kv_offs, mask=mask_n, other=0.0)
-    v = tl.load(v_ptr + kv_offs, mask=mask_n, other=0.0)
-    dk = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
-    dv = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
-    for start_m in range(0, seq_len, BLOCK_M):
-        offs_m = start_m + tl.arange(0, BLOCK_M)
-        q_offs = (head * seq_len + offs_m)[:, None] * HEAD_DIM + offs_d[None, :]
-        mask_m = (offs_m < seq_len)[:, None]
-        q = tl.load(q_ptr + q_offs, mask=mask_m, other=0.0)
-        do = tl.load(do_ptr + q_offs, mask=mask_m, other=0.0)
-        lse = tl.load(lse_ptr + head * padded + offs_m)
-        delta = tl.load(delta_ptr + head * padded + offs_m)
-        s = tl.dot(q, k.T) * (scale * 1.4426950408889634)  # [BLOCK_M, BLOCK_N]
-        p = tl.exp2(s - lse[:, None])
-        keep = mask_m & (offs_n < seq_len)[None, :]
+    keys = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    offs_d = tl.arange(0, HEAD_DIM)[None, :]
+    kv_offs = (head * seq_len + keys)[:, None] * HEAD_DIM + offs_d
+    k = tl.load(k_ptr + kv_offs)
+    v = tl.load(v_ptr + kv_offs)
+    dk = tl.zeros([BLOCK, HEAD_DIM], tl.float32)
+    dv = tl.zeros([BLOCK, HEAD_DIM], tl.float32)
+    for start_m in range(0, seq_len, BLOCK):
+        offs_m = start_m + tl.arange(0, BLOCK)
+        q_offs = (head * seq_len + offs_m)[:, None] * HEAD_DIM + offs_d
+        q = tl.load(q_ptr + q_offs)
+        do = tl.load(do_ptr + q_offs)
+        lse = tl.load(lse_ptr + head * padded + offs_m)[:, None]
+        delta = tl.load(delta_ptr + head * padded + offs_m)[:, None]
+        p = tl.exp2(tl.dot(q, k.T) * (scale * 1.4426950408889634) - lse)  # queries by keys
         if IS_CAUSAL:
-            keep = keep & (offs_n[None, :] <= offs_m[:, None])
-        p = tl.where(keep, p, 0.0)
+            p = tl.where(keys[None, :] <= offs_m[:, None], p, 0.0)
         dv = tl.dot(p.to(do.dtype).T, do, dv)
-        dp = tl.dot(do, v.T)
-        ds = (p * (dp - delta[:, None])).to(q.dtype)
+        ds = (p * (tl.dot(do, v.T) - delta)).to(q.dtype)
         dk = tl.dot(ds.T, q, dk)
         if ADD_DQ:
-            tl.atomic_add(dq_ptr + q_offs, tl.dot(ds, k) * scale, mask=mask_m, sem="relaxed")
-    tl.store(dk_ptr + kv_offs, (dk * scale).to(k.dtype), mask=mask_n)
-    tl.store(dv_ptr + kv_offs, dv.to(v.dtype), mask=mask_n)
+            tl.atomic_add(dq_ptr + q_offs, tl.dot(ds, k) * scale, sem="relaxed")
+    tl.store(dk_ptr + kv_offs, (dk * scale).to(k.dtype))
+    tl.store(dv_ptr + kv_offs, dv.to(v.dtype))
 
 
 def first_backward(do, q, k, v, out, lse, causal, add_dq=True):
-    """Launches `first_backward_kernel`; `(B, H, S, D)`, contiguous, the default scale."""
+    """Launches `first_backward_kernel`; `(B, H, S, D)`, contiguous, 64 divides S, D up to 128."""
     batch, heads, seq_len, head_dim = q.shape
     delta = torch.zeros_like(lse)
     delta[:, :, :seq_len] = (do.float() * out.float()).sum(dim=-1)
     dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     dk, dv = torch.empty_like(k), torch.empty_like(v)
-    block = 64 if head_dim <= 128 else 32
-    first_backward_kernel[(triton.cdiv(seq_len, block), batch * heads)](
+    first_backward_kernel[(seq_len // 64, batch * heads)](
         q, k, v, do, lse, delta, dq, dk, dv, seq_len, lse.shape[2], head_dim**-0.5,
-        HEAD_DIM=head_dim, BLOCK_M=block, BLOCK_N=block, IS_CAUSAL=causal, ADD_DQ=add_dq,
-        num_warps=4, num_stages=2 if head_dim <= 128 else 1,
+        HEAD_DIM=head_dim, BLOCK=64, IS_CAUSAL=causal, ADD_DQ=add_dq, num_warps=4, num_stages=2,
     )  # fmt: skip
     return dq.to(q.dtype), dk, dv
 
@@ -321,17 +291,20 @@ def first_backward(do, q, k, v, out, lse, causal, add_dq=True):
 # %% tags=["copy"]
 @triton.jit
 def flash_attention_dq_kernel(
-    q_desc, k_desc, v_desc, out_desc, do_desc, dq_desc, lse_ptr, delta_ptr, n_batch, n_heads,
-    n_queries, n_keys, padded, scale, scale_log2, GROUP,
+    q_desc, k_desc, v_desc, out_desc, do_desc, dq_desc, lse_ptr, delta_ptr, n_heads,
+    n_queries, n_keys, padded, scale, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     IS_CAUSAL: tl.constexpr, MASKED: tl.constexpr, FLOAT: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one tile of queries, and `delta`, its sums of `do * out`; as the forward."""
-    head, start_m = _tile(n_batch * n_heads, n_queries, GROUP, BLOCK_M, IS_CAUSAL)
+    head, start_m = _tile(n_queries, BLOCK_M, IS_CAUSAL)
     b, h = head // n_heads, head % n_heads
     offs_m = start_m + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
-    full, stop = _limits(start_m, n_queries, n_keys, BLOCK_M, IS_CAUSAL)
+    full, stop = n_keys, n_keys
+    if IS_CAUSAL:
+        full = start_m + 1 + n_keys - n_queries
+        stop = tl.minimum(full + BLOCK_M - 1, n_keys)
     q = q_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
     do = do_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
     out = out_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
@@ -385,13 +358,13 @@ def flash_attention_dq_kernel(
 # %% tags=["copy"]
 @triton.jit
 def flash_attention_dkdv_kernel(
-    q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, lse_ptr, delta_ptr, n_batch, n_heads,
-    n_queries, n_keys, padded, scale, scale_log2, GROUP,
+    q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, lse_ptr, delta_ptr, n_heads,
+    n_queries, n_keys, padded, scale, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     IS_CAUSAL: tl.constexpr, FLOAT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile of keys and values; tiles of scores are keys by queries."""
-    head, start_n = _tile(n_batch * n_heads, n_keys, GROUP, BLOCK_N, False)
+    head, start_n = _tile(n_keys, BLOCK_N, False)
     b, h = head // n_heads, head % n_heads
     offs_m = tl.arange(0, BLOCK_M)
     keys = start_n + tl.arange(0, BLOCK_N)[:, None]
@@ -457,8 +430,6 @@ TILES = {
 }
 # rows of lse and delta: a multiple of every BLOCK_M
 PAD = 128
-# what the heads that run together read, within L2; causal tiles, unequal, want more
-GROUP_BYTES = {False: 8 << 20, True: 32 << 20}
 
 
 def _for_descriptor(x: torch.Tensor) -> torch.Tensor:
@@ -469,23 +440,24 @@ def _for_descriptor(x: torch.Tensor) -> torch.Tensor:
 
 
 def _launch(kernel, blocks, tensors, statistics, scales, causal, tile, **options) -> None:
-    """Launches a kernel; `blocks` says "m" or "n" for each tensor, q and k first, owned one last."""
-    q, k = tensors[:2]
-    (batch, heads, n_queries, head_dim), n_keys = q.shape, k.shape[2]
+    """Launches a kernel; `blocks` tells "m" or "n" of each tensor: q, k, ..., the owned one last."""
+    (batch, heads, n_queries, head_dim), n_keys = tensors[0].shape, tensors[1].shape[2]
     block_m, block_n, num_warps, num_stages = tile
-    rows = {"m": block_m, "n": block_n}
-    owned, read = (n_queries, n_keys) if blocks[-1] == "m" else (n_keys, n_queries)
-    group = GROUP_BYTES[causal] // (2 * read * head_dim * q.element_size())
-    kernel[(triton.cdiv(owned, rows[blocks[-1]]) * batch * heads,)](
-        *(
-            TensorDescriptor.from_tensor(x, [1, 1, rows[block], head_dim])
-            for x, block in zip(tensors, blocks, strict=True)
-        ),
-        *statistics, batch, heads, n_queries, n_keys, statistics[0].shape[2], *scales,
-        max(1, min(batch * heads, group)), HEAD_DIM=head_dim, BLOCK_M=block_m, BLOCK_N=block_n,
-        IS_CAUSAL=causal, FLOAT=tl.float64 if q.dtype == torch.float64 else tl.float32,
+    rows = [{"m": block_m, "n": block_n}[block] for block in blocks]
+    described = zip(tensors, rows, strict=True)
+    kernel[(triton.cdiv(tensors[-1].shape[2], rows[-1]) * batch * heads,)](
+        *(TensorDescriptor.from_tensor(x, [1, 1, n, head_dim]) for x, n in described),
+        *statistics, heads, n_queries, n_keys, statistics[0].shape[2], *scales,
+        HEAD_DIM=head_dim, BLOCK_M=block_m, BLOCK_N=block_n, IS_CAUSAL=causal,
+        FLOAT=tl.float64 if tensors[0].dtype == torch.float64 else tl.float32,
         num_warps=num_warps, num_stages=num_stages, **options,
     )  # fmt: skip
+
+
+def _room_for_lse(q: torch.Tensor) -> torch.Tensor:
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    rows = triton.cdiv(q.shape[2], PAD) * PAD
+    return torch.empty(*q.shape[:2], rows, dtype=dtype, device=q.device)
 
 
 def flash_attention_forward(q, k, v, out, lse, causal: bool, scale: float) -> None:
@@ -496,30 +468,21 @@ def flash_attention_forward(q, k, v, out, lse, causal: bool, scale: float) -> No
     _launch(flash_attention_kernel, "mnnm", tensors, (lse,), scales, causal, tile, MASKED=masked)
 
 
-def flash_attention_backward(
-    do, q, k, v, out, lse, dq, dk, dv, causal: bool, scale: float, tiles=None
-) -> None:
-    """Writes dq, dk and dv for the gradient `do` of out; tensors as `_for_descriptor` leaves them."""
-    _, dq_tile, dkdv_tile = tiles or TILES[q.shape[3]]
-    masked, scales = causal or k.shape[2] % dq_tile[1] != 0, (scale, scale * math.log2(math.e))
-    statistics, tensors = (lse, torch.empty_like(lse)), (q, k, v, out, do, dq)
-    _launch(
-        flash_attention_dq_kernel, "mnnmmm", tensors, statistics, scales, causal, dq_tile,
-        MASKED=masked,
-    )  # fmt: skip
-    tensors = (q, k, v, do, dk, dv)
-    _launch(
-        flash_attention_dkdv_kernel, "mnnmnn", tensors, statistics, scales, causal, dkdv_tile
-    )
+def flash_attention_backward(do, q, k, v, out, lse, dq, dk, dv, causal: bool, scale: float) -> None:
+    """Writes dq, dk and dv for `do`, the gradient of out; see `_for_descriptor` for layouts."""
+    _, dq_tile, dkdv_tile = TILES[q.shape[3]]
+    scales, stats = (scale, scale * math.log2(math.e)), (lse, torch.empty_like(lse))
+    tensors, masked = (q, k, v, out, do, dq), causal or k.shape[2] % dq_tile[1] != 0
+    kernel = flash_attention_dq_kernel
+    _launch(kernel, "mnnmmm", tensors, stats, scales, causal, dq_tile, MASKED=masked)
+    tensors, kernel = (q, k, v, do, dk, dv), flash_attention_dkdv_kernel
+    _launch(kernel, "mnnmnn", tensors, stats, scales, causal, dkdv_tile)
 
 
 class _FlashAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, causal, scale):
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        rows = triton.cdiv(q.shape[2], PAD) * PAD
-        sums = torch.float64 if q.dtype == torch.float64 else torch.float32
-        lse = torch.empty(*q.shape[:2], rows, dtype=sums, device=q.device)
+        out, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), _room_for_lse(q)
         if q.numel() and k.numel():
             with torch.cuda.device_of(q):
                 flash_attention_forward(q, k, v, out, lse, causal, scale)
@@ -592,3 +555,183 @@ def flash_attention(
 
 # %% [markdown]
 # ## Is it right?
+#
+# `check` compares output and gradients with float64 and its autograd: one token, a block more or
+# less one, fewer keys than queries and more, scores so low that a forgotten mask overflows, tensors
+# in memory as `(B, S, H, D)`. Results lie in frames of NaN; the public function must give the same
+# bits. Printed are errors in percent of the rounding of the largest number. In the interpreter
+# float64 goes through the same kernels, against autograd and by `gradcheck`.
+
+
+# %% tags=["fold"]
+def check(device: str = "cuda") -> None:
+    """Compares flash_attention and its gradients with float64; raises AssertionError."""
+    torch.manual_seed(0)
+    cases = [(1, 1, 1, 1, 64), (2, 3, 65, 127, 32), (1, 2, 128, 128, 32), (1, 1, 129, 63, 64)]
+    cases += [(1, 1, 40, 33, 256), (1, 1, 70, 130, 128)]
+    # float64's error is that of a float32 scale
+    allowed = {torch.float16: 2**-10, torch.float64: 1e-5}
+    if device == "cuda":
+        # the interpreter's bfloat16 product is wrong
+        allowed = {torch.float16: 2**-10, torch.bfloat16: 2**-7}
+        cases += [(1, 9, 1000, 4097, 128), (2, 5, 4096, 4096, 128), (2, 12, 1777, 1777, 64)]
+    print(f"{'B x H x queries x keys x D':>26}" + "".join(f"{str(d)[6:]:>25}" for d in allowed))
+    print(f"{'':26}" + f"{'O':>10}{'dQ':>5}{'dK':>5}{'dV':>5}" * len(allowed))
+    for case, (batch, heads, n_queries, n_keys, head_dim) in enumerate(cases):
+        line = f"{f'{batch} x {heads} x {n_queries} x {n_keys} x {head_dim}':>26}"
+        for dtype, rounding in allowed.items():
+            worst = [0.0] * 4
+            for causal, scale in ((False, 0.2), (True, head_dim**-0.5)):
+                rows = (n_queries, n_keys, n_keys, n_queries)
+                q, k, v, do = (torch.randn(batch, n, heads, head_dim, device=device) for n in rows)
+                if low := case % 3 == 1:
+                    # what all keys share falls out of dq, the rounding of its factors does not
+                    q, k = 0.3 * q + 5, 0.3 * k - 5
+                q, k, v, do = (x.to(dtype).transpose(1, 2) for x in (q, k, v, do))
+                if case % 2 == 0:
+                    q, k, v, do = (x.contiguous() for x in (q, k, v, do))
+                frames = [torch.full((batch, heads, x.shape[2] + 64, head_dim), math.nan).to(x)
+                          for x in (q, q, k, v)]  # fmt: skip
+                got, lse = [x[:, :, :-64] for x in frames], _room_for_lse(q).fill_(math.nan)
+                flash_attention_forward(q, k, v, got[0], lse, causal, scale)
+                flash_attention_backward(do, q, k, v, got[0], lse, *got[1:], causal, scale)
+                inputs = [x.detach().double().requires_grad_() for x in (q, k, v)]
+                out = flash_attention_reference(*inputs, causal=causal, scale=scale)
+                want = [out, *torch.autograd.grad(out, inputs, do.double())]
+                inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+                out = flash_attention(*inputs, causal=causal, scale=scale)
+                same = map(torch.equal, got, [out, *torch.autograd.grad(out, inputs, do)])
+                assert all(same), f"flash_attention is not its kernels, {dtype}:\n{line}"
+                clean = all(x[:, :, -64:].isnan().all() for x in frames)
+                assert clean, f"written past the end:\n{line}"
+                if causal and n_queries == n_keys == 128 and dtype == torch.float16:
+                    got += first_backward(do, q, k, v, got[0], lse, causal)
+                for i, x in enumerate(got):
+                    y = want[i] if i < 4 else want[i - 3]
+                    error = (x.double() - y).abs().max() / (rounding * (y.abs().max() + 0.01))
+                    error = error.item() / (8 if low else 1)
+                    at = i if i < 4 else i - 3
+                    worst[at] = error if not error <= worst[at] else worst[at]
+            line += " " * 5 + "".join(f"{error:>5.0%}" for error in worst)
+            assert all(error <= 1 for error in worst), f"flash_attention is off, {dtype}:\n{line}"
+        print(line)
+    if device == "cpu":
+        inputs = [torch.randn(1, 1, n, 32).double().requires_grad_() for n in (5, 7, 7)]
+        attend = lambda *inputs: flash_attention(*inputs, causal=True)  # noqa: E731
+        assert torch.autograd.gradcheck(attend, inputs, fast_mode=True)
+        print("gradcheck in float64: passed")
+
+
+# %%
+if __name__ == "__main__":
+    check("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% [markdown]
+# ## Is it fast?
+#
+# Sixteen heads, and as many sequences as make 16,384 tokens; the backward pass alone, single
+# launches. Before you look: the forward reached {{ rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }} TFLOP/s at 4,096 tokens and $D = 128$. What will two
+# kernels of seven products reach, when five are counted?
+
+
+# %% tags=["fold"]
+def bench(measure):
+    """Benchmarks of this page; see scripts/measure.py for how each time is taken."""
+    from functools import partial
+
+    import torch.nn.functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def benchmark(name, title, rows, ceiling="matmul"):
+        names = {"x": "seq_len", "dtype": "bfloat16", "mode": "backward", "ceiling": ceiling}
+        return {"name": name, "title": title, **names, "rows": rows}
+
+    def inputs(batch, heads, seq_len, head_dim, n_keys=None):
+        sizes = (seq_len, n_keys or seq_len, n_keys or seq_len, seq_len)
+        new = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
+        q, k, v, do = (new(batch, heads, n, head_dim) for n in sizes)
+        return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), do
+
+    def sdpa(q, k, v, causal, backend):
+        with sdpa_kernel(getattr(SDPBackend, f"{backend}_attention".upper())):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    def gradient(attend, q, k, v, do, **options):
+        out = attend(q, k, v, **options)
+        return lambda: torch.autograd.grad(out, (q, k, v), do, retain_graph=True)
+
+    def rows(q, k, causal, timings, products=5):
+        (batch, heads, seq_len, head_dim), n_keys = q.shape, k.shape[2]
+        size = {"seq_len": seq_len, "n_keys": n_keys, "batch": batch, "heads": heads}
+        size |= {"head_dim": head_dim, "causal": causal, "products": products}
+        size |= {"bytes": 8 * (q.numel() + k.numel())}
+        size["flops"] = 2 * products * q.numel() * n_keys // (2 if causal else 1)
+        return [{"provider": p, **size, **timing} for p, timing in timings.items()]
+
+    for head_dim in (128, 64):
+        for causal in (False, True):
+            found = []
+            for seq_len in (1024, 2048, 4096, 16384):
+                q, k, v, do = inputs(16384 // seq_len, 16, seq_len, head_dim)
+                calls = {"triton": gradient(flash_attention, q, k, v, do, causal=causal)}
+                for peer in ("cudnn", "flash", "efficient"):
+                    call = gradient(sdpa, q, k, v, do, causal=causal, backend=peer)
+                    calls[f"sdpa_{peer}"] = call
+                found += rows(q, k, causal, measure(calls, hot=seq_len == 4096, host=True))
+            kind = "causal" if causal else "full"
+            title = f"Attention backward, {kind}, 16,384 tokens × 16 heads × {head_dim}, bfloat16"
+            yield benchmark(f"flash_backward_d{head_dim}_{kind}", title, found)
+
+    found = []
+    for n_queries, n_keys in ((4000, 4000), (4096, 4096), (4097, 4097), (4096, 1024)):
+        q, k, v, do = inputs(4, 16, n_queries, 128, n_keys)
+        calls = {"triton": gradient(flash_attention, q, k, v, do)}
+        calls["sdpa_cudnn"] = gradient(sdpa, q, k, v, do, causal=False, backend="cudnn")
+        found += rows(q, k, False, measure(calls))
+    title = "Attention backward, 4 × 16 heads × 128, bfloat16: whole tiles and others"
+    yield benchmark("flash_backward_odd", title, found)
+
+    q, k, v, do = (x.detach() for x in inputs(4, 16, 4096, 128))
+    out, lse, (dq, dk, dv) = torch.empty_like(q), _room_for_lse(q), torch.empty_like(torch.stack([q, k, v]))
+    flash_attention_forward(q, k, v, out, lse, False, 128**-0.5)
+    stats, scales = (lse, torch.empty_like(lse)), (128**-0.5, 128**-0.5 * math.log2(math.e))
+    launch = partial(_launch, statistics=stats, scales=scales, causal=False)
+    by_queries = partial(launch, flash_attention_dq_kernel, "mnnmmm", (q, k, v, out, do, dq), MASKED=False)
+    by_keys = partial(launch, flash_attention_dkdv_kernel, "mnnmnn", (q, k, v, do, dk, dv))
+    first = partial(first_backward, do, q, k, v, out, lse, False)
+    calls = {"triton_first": first, "triton_first_dkdv": partial(first, add_dq=False)}
+    for tile in ((64, 64, 4, 2), (64, 64, 4, 1), (64, 128, 8, 2)):
+        calls["triton_dkdv_{}x{}_{}_{}".format(*tile)] = partial(by_keys, tile=tile)
+    for tile in ((64, 64, 4, 2), (64, 64, 4, 1), (128, 64, 8, 2), (128, 128, 8, 2)):
+        calls["triton_dq_{}x{}_{}_{}".format(*tile)] = partial(by_queries, tile=tile)
+    found = []
+    for name, timing in measure(calls).items():
+        products = 5 if name == "triton_first" else 3 if "dq" in name else 4
+        found += rows(q, k, False, {name: timing}, products)
+    title = "Attention backward, its kernels, full, 4 × 16 heads × 4,096 × 128, bfloat16"
+    yield benchmark("flash_backward_steps", title, found)
+
+    found = []
+    tensors = do, q, k, v, out, lse, dq, dk, dv
+    steps = {"triton_first": first}
+    steps["triton"] = lambda: (flash_attention_backward(*tensors, False, 128**-0.5), (dq, dk, dv))[1]
+    for provider, step in steps.items():
+        want, differ = [x.clone() for x in step()], torch.zeros((), device="cuda", dtype=torch.int64)
+        for _ in range(50):
+            differ += torch.stack([(x != y).any() for x, y in zip(step(), want, strict=True)]).any()
+        found += rows(q, k, False, {provider: {"launches": 50, "differ": differ.item()}})
+    yield benchmark("flash_backward_repeat", "Gradients that differ from the first", found, None)
+
+    found = []
+    for seq_len in (1024, 2048, 4096, 8192, 16384, 32768):
+        q, k, v, do = inputs(1, 8, seq_len, 128)
+        calls = {"triton": flash_attention, "torch_unfused": flash_attention_reference}
+        for provider, attend in calls.items():
+            calls[provider] = lambda a=attend: torch.autograd.grad(a(q, k, v), (q, k, v), do)
+        found += rows(q, k, False, measure(calls, memory=True))
+    title = "Attention forward and backward, 8 heads × 128, bfloat16: memory beyond the inputs"
+    yield benchmark("flash_backward_memory", title, found, None)
+
+
+# %% [markdown]
+# ## END
