@@ -12,25 +12,23 @@
 # [Flash attention](flash_attention.py) gives the output without ever storing the scores. Training
 # wants more: from $dO$, the gradient of a loss with respect to the output, those with respect to
 # $Q$, $K$ and $V$. Every formula for them contains the matrix of weights $P$, $N^2$ numbers a head,
-# and the forward pass threw it away. **Is it cheaper to have kept it?**
+# which the forward pass threw away. **Would it be cheaper to have kept it?**
 #
 # ## What it costs
 #
-# One head of 4,096 tokens, $D = 128$, 16-bit numbers. Five products of $2 N^2 D$ operations follow
-# from the derivation below; one of them is the forward's $QK^\top$ again:
+# One head of 4,096 tokens, $D = 128$, 16-bit numbers:
 #
 # | | amount | time on the {{ env.gpu }} of this page |
 # |---|---|---|
 # | $P$ written by the forward, read by the backward, $4 N^2$ bytes | {{ (4 * 4096**2) | bytes }} | {{ copy_ms(4 * 4096**2) | ms }} at the speed of a copy |
 # | $P$ computed again, $2 N^2 D$ | 4.3 GFLOP | {{ (2 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} at the library's best matrix rate |
-# | all five products, $10 N^2 D$ | 21.5 GFLOP | {{ (10 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} |
+# | the five products of the gradient, $10 N^2 D$ | 21.5 GFLOP | {{ (10 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} |
 # | $Q, K, V, O, dO$ read, $dQ, dK, dV$ written, $16 N D$ bytes | {{ (16 * 4096 * 128) | bytes }} | {{ copy_ms(16 * 4096 * 128) | ms }} |
 #
 # {{ claim(copy_ms(4 * 4096**2) > 2 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) }}
-# To compute $P$ again takes less time than to carry it, and less memory: at 16,384 tokens and 16
-# heads, $P$ of one layer would be 8 GiB. So the backward pass stores one number a row and
-# *recomputes*. That makes 2.5 times the forward's operations, compute-bound like the forward; the
-# yardstick is again the rate of a large product.
+# To compute $P$ again takes less time than to carry it, and less memory: for 16 heads of 16,384
+# tokens $P$ is 8 GiB. So the forward keeps one number a row, and the backward *recomputes*: the first of
+# its five products is $QK^\top$. They are 2.5 times the forward's work; the yardstick is a large product.
 
 # %% tags=["copy"]
 import math
@@ -44,9 +42,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 # ## The reference
 #
 # Attention as before, with one freedom more: keys may be fewer or more than queries (*cross
-# attention*; a cache). Causal then aligns the ends: the last query sees the last key, and query $i$
-# the keys up to $i + N_k - N_q$. A query that sees no key gives 0. The gradient of the
-# specification is autograd's.
+# attention*, a cache). Causal then aligns the ends: of $N_q$ queries and $N_k$ keys, query $i$ sees
+# keys up to $i + N_k - N_q$, which may be none. The gradient of the specification is autograd's.
 
 
 # %%
@@ -55,9 +52,8 @@ def flash_attention_reference(q, k, v, *, causal=False, scale=None):
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = q @ k.transpose(-2, -1) * scale  # [..., n_queries, n_keys]
     if causal:
-        future = torch.ones_like(scores, dtype=torch.bool).triu(1 + k.shape[-2] - q.shape[-2])
-        scores = scores.masked_fill(future, -1e300 if q.dtype == torch.float64 else -1e30)
-        return scores.softmax(dim=-1).masked_fill(future, 0.0) @ v
+        seen = torch.ones_like(scores, dtype=torch.bool).tril(k.shape[-2] - q.shape[-2])
+        return scores.masked_fill(~seen, -1e30).softmax(dim=-1).masked_fill(~seen, 0.0) @ v
     return scores.softmax(dim=-1) @ v
 
 
@@ -65,8 +61,8 @@ def flash_attention_reference(q, k, v, *, causal=False, scale=None):
 # ## The gradient, line by line
 #
 # The forward is $S = \tau Q K^\top$, $P = \operatorname{softmax}(S)$, $O = P V$. Write $dX$ for the
-# gradient of the loss with respect to $X$. For a product $O = PV$ it is the product with the other
-# factor, transposed to fit:
+# gradient of the loss with respect to $X$. A product hands to each factor its own gradient times the
+# other factor, transposed to fit:
 #
 # $$
 # dV = P^\top dO, \qquad dP = dO \, V^\top .
@@ -81,60 +77,47 @@ def flash_attention_reference(q, k, v, *, causal=False, scale=None):
 # \qquad \delta = \sum_j p_j \, dp_j .
 # $$
 #
-# **A sum over the row, without the row.** $\delta$ adds up all keys, and a tile has only some of
-# them. But put $dp_j = dO \cdot v_j$ in, and the sum over keys moves inside:
+# **A sum over the row, without the row.** $\delta$ runs over all keys, and a tile has few of them.
+# But put in $dp_j = dO \cdot v_j$, and the sum over keys moves inside:
 #
 # $$
 # \delta = \sum_j p_j \, (dO \cdot v_j) = dO \cdot \sum_j p_j v_j = dO \cdot O .
 # $$
 #
-# $O$ is there, from the forward pass. A sum over $N$ keys became one over $D$ numbers, known before
-# the first tile. So the backward pass needs no online anything: with the log-sum-exp $L$ that the
-# forward kept, a tile's weights are $P = e^{S - L}$ at once, and $dS = P \circ (dP - \delta)$.
+# $O$ is there. A sum over $N$ keys became one over $D$ numbers, known before the first tile. With the
+# log-sum-exp $L$ of the row, too, nothing here is online: a tile's weights are $P = e^{S - L}$ at
+# once, and its $dS = P \circ (dP - \delta)$.
 #
-# **Through the scores.** $S = \tau Q K^\top$ is a product again:
+# **Through the scores**, a product again: $dQ = \tau \, dS \, K$ and $dK = \tau \, dS^\top Q$.
 #
-# $$
-# dQ = \tau \, dS \, K, \qquad dK = \tau \, dS^\top Q .
-# $$
-#
-# Pen and paper: one query, three keys with weights ½, ¼, ¼ and values 4, 2, 6, and $dO = 1$. What
-# do the three $ds$ sum to, and why?
+# Pen and paper: one query, weights ½, ¼, ¼, values 4, 2, 6, $dO = 1$. What do the $ds$ sum to, and why?
 
 
 # %%
-def softmax_gradient(p, values, dout=1.0) -> float:
-    """Sum of the gradients of a row's scores; prints each beside the slope of the output."""
-    out = sum(weight * value for weight, value in zip(p, values, strict=True))
-    total = 0.0
-    for k, value in enumerate(values):
-        ds = p[k] * (dout * value - dout * out)
-        # score k grows by 0.0001: so does its weight, and all of them still sum to 1
-        grown = p[k] * math.expm1(1e-4)
-        slope = dout * ((out + grown * value) / (1 + grown) - out) / 1e-4
-        print(f"key {k}: ds = {p[k]} * ({dout * value} - {dout * out}) = {ds:4}; slope {slope:6.3f}")
-        total += ds
-    return total
-
-
 if __name__ == "__main__":
-    print("sum of ds:", softmax_gradient([0.5, 0.25, 0.25], [4.0, 2.0, 6.0]))
+    scores = torch.tensor([0.5, 0.25, 0.25]).log().requires_grad_()
+    values, p = torch.tensor([4.0, 2.0, 6.0]), scores.softmax(dim=0)
+    out = p @ values
+    out.backward()
+    dp, delta = values, out
+    for name, ds in {"p * (dp - delta)": p * (dp - delta), "autograd": scores.grad}.items():
+        print(f"{name:>16}:", "  ".join(f"{x:6.3f}" for x in ds.tolist()))
 
 # %% [markdown]
-# They sum to 0: to raise all scores of a row alike changes no weight.
+# To 0: raising all scores of a row alike changes no weight.
 #
 # {{ diagram("flash_backward_products") }}
 #
 # ## What the forward must leave
 #
 # The kernel of the lecture before, with what a backward pass asks for. The log-sum-exp stays in
-# powers of 2, as the kernel has it: $P = 2^{S \tau \log_2 e - L}$ is one multiply-add and one `exp2`
-# an element. It is $+\infty$ for a query that sees no key, whose weights are then $2^{-\infty} = 0$.
-# And `lse` has room for full tiles (`padded`, a multiple of 128 rows) and is written for them, so
-# that no later load needs a [mask](../glossary.md#mask). Sums are float64 where inputs are: tensor
-# cores could not, the [interpreter](../glossary.md#interpreter) can, and there `gradcheck` wants it.
+# powers of 2, as the kernel has it: $P = 2^{S \tau \log_2 e - L}$ is a multiply-add and an `exp2` an
+# element. It is $+\infty$ for a query that sees no key, whose weights are then $2^{-\infty} = 0$. And
+# `lse` is written for whole tiles (`padded` rows), so that no later load needs a
+# [mask](../glossary.md#mask). Sums are float64 if the inputs are: tensor cores could not, the
+# [interpreter](../glossary.md#interpreter) can, and there `gradcheck` wants it.
 #
-# Up to key `full` every query of a tile sees every key, from `stop` on none sees any; blocks
+# Before key `full` every query of a tile sees every key, from `stop` on none sees any; blocks
 # between compare positions, in `_seen`. Causal, the longest tiles of a head start first.
 
 
@@ -142,8 +125,7 @@ if __name__ == "__main__":
 @triton.jit
 def _tile(seq_len, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
     """Head and first row of this program; if LAST_FIRST the last tiles of a head start first."""
-    tiles = tl.cdiv(seq_len, BLOCK)
-    pid = tl.program_id(0)
+    pid, tiles = tl.program_id(0), tl.cdiv(seq_len, BLOCK)
     tile = tiles - 1 - pid % tiles if LAST_FIRST else pid % tiles
     return pid // tiles, tile * BLOCK
 
@@ -161,14 +143,13 @@ def _seen(x, other, offs_m, offs_n, n_queries, n_keys, IS_CAUSAL: tl.constexpr):
 @triton.jit
 def flash_attention_kernel(
     q_desc, k_desc, v_desc, out_desc, lse_ptr, n_heads, n_queries, n_keys, padded, scale_log2,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, MASKED: tl.constexpr, FLOAT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr,
+    FLOAT: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Attention of one tile of queries of one head, and its log-sum-exp to base 2.
 
-    The descriptors describe `[batch, n_heads, rows, HEAD_DIM]` in blocks of `BLOCK_M` or, for keys
-    and values, `BLOCK_N` rows; a head has `padded` rows of `lse_ptr`. `scale_log2` is the factor of
-    the scores times log2(e), `FLOAT` the dtype of sums; MASKED: the last keys may need a mask.
+    Descriptors: `[batch, n_heads, rows, HEAD_DIM]` in blocks of `BLOCK_M` or, for keys and values,
+    `BLOCK_N` rows; a head has `padded` rows of `lse_ptr`. `scale_log2`: scale times log2(e).
     """
     head, start_m = _tile(n_queries, BLOCK_M, IS_CAUSAL)
     b, h = head // n_heads, head % n_heads
@@ -208,84 +189,72 @@ def flash_attention_kernel(
 # %% [markdown]
 # ## Step 1: one kernel, and a sum without an owner
 #
-# $dK$ and $dV$ of a key collect from all queries, $dQ$ of a query from all keys. The forward's
-# plan, turned round: a [program](../glossary.md#program) owns a tile of keys, walks over the
-# queries, and keeps `dk` and `dv` in [registers](../glossary.md#register). It has $dS$ in hand, so
-# it may as well compute its share of $dQ$. But that sum belongs to nobody: each program *adds* to
-# it in memory, by [atomic operations](../glossary.md#atomic-operation).
+# $dK$ and $dV$ of a key collect from all queries, $dQ$ of a query from all keys. Turn the forward
+# round: a [program](../glossary.md#program) owns a tile of keys, walks over the queries, keeps `dk`
+# and `dv` in [registers](../glossary.md#register). It has $dS$ in hand, and so its share of $dQ$. But
+# that sum is nobody's: each program *adds* to memory, by
+# [atomic operations](../glossary.md#atomic-operation).
 
 
 # %%
 @triton.jit
 def first_backward_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, dk_ptr, dv_ptr, seq_len, padded, scale,
-    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, IS_CAUSAL: tl.constexpr, ADD_DQ: tl.constexpr,
+    q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, lse_ptr, delta_ptr, dq_ptr, n_heads,
+    n_queries, n_keys, padded, scale, scale_log2,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, FLOAT: tl.constexpr, ADD_DQ: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of keys, its share of dq; `[heads, seq_len, HEAD_DIM]`, whole blocks."""
-    head = tl.program_id(1).to(tl.int64)
-    keys = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    offs_d = tl.arange(0, HEAD_DIM)[None, :]
-    kv_offs = (head * seq_len + keys)[:, None] * HEAD_DIM + offs_d
-    k = tl.load(k_ptr + kv_offs)
-    v = tl.load(v_ptr + kv_offs)
-    dk = tl.zeros([BLOCK, HEAD_DIM], tl.float32)
-    dv = tl.zeros([BLOCK, HEAD_DIM], tl.float32)
-    for start_m in range(0, seq_len, BLOCK):
-        offs_m = start_m + tl.arange(0, BLOCK)
-        q_offs = (head * seq_len + offs_m)[:, None] * HEAD_DIM + offs_d
-        q = tl.load(q_ptr + q_offs)
-        do = tl.load(do_ptr + q_offs)
-        lse = tl.load(lse_ptr + head * padded + offs_m)[:, None]
-        delta = tl.load(delta_ptr + head * padded + offs_m)[:, None]
-        p = tl.exp2(tl.dot(q, k.T) * (scale * 1.4426950408889634) - lse)  # queries by keys
-        if IS_CAUSAL:
-            p = tl.where(keys[None, :] <= offs_m[:, None], p, 0.0)
+    head, start_n = _tile(n_keys, BLOCK_N, False)
+    b, h = head // n_heads, head % n_heads
+    keys = start_n + tl.arange(0, BLOCK_N)[None, :]
+    k = k_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
+    v = v_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
+    dk = tl.zeros([BLOCK_N, HEAD_DIM], FLOAT)
+    dv = tl.zeros([BLOCK_N, HEAD_DIM], FLOAT)
+    for start_m in range(0, n_queries, BLOCK_M):
+        q = q_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
+        do = do_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
+        rows = start_m + tl.arange(0, BLOCK_M)[:, None]
+        lse = tl.load(lse_ptr + head.to(tl.int64) * padded + rows)
+        delta = tl.load(delta_ptr + head.to(tl.int64) * padded + rows)
+        p = tl.exp2(tl.dot(q, k.T) * scale_log2 - lse)  # [BLOCK_M, BLOCK_N]
+        p = _seen(p, 0.0, rows, keys, n_queries, n_keys, IS_CAUSAL)
         dv = tl.dot(p.to(do.dtype).T, do, dv)
         ds = (p * (tl.dot(do, v.T) - delta)).to(q.dtype)
         dk = tl.dot(ds.T, q, dk)
         if ADD_DQ:
-            tl.atomic_add(dq_ptr + q_offs, tl.dot(ds, k) * scale, sem="relaxed")
-    tl.store(dk_ptr + kv_offs, (dk * scale).to(k.dtype))
-    tl.store(dv_ptr + kv_offs, dv.to(v.dtype))
+            dq_ptrs = dq_ptr + (head.to(tl.int64) * n_queries + rows) * HEAD_DIM
+            dq_ptrs += tl.arange(0, HEAD_DIM)[None, :]
+            tl.atomic_add(dq_ptrs, tl.dot(ds, k) * scale, mask=rows < n_queries, sem="relaxed")
+    dv_desc.store([b, h, start_n, 0], dv.to(k.dtype).reshape(1, 1, BLOCK_N, HEAD_DIM))
+    dk_desc.store([b, h, start_n, 0], (dk * scale).to(k.dtype).reshape(1, 1, BLOCK_N, HEAD_DIM))
 
 
-def first_backward(do, q, k, v, out, lse, causal, add_dq=True):
-    """Launches `first_backward_kernel`; `(B, H, S, D)`, contiguous, 64 divides S, D up to 128."""
-    batch, heads, seq_len, head_dim = q.shape
-    delta = torch.zeros_like(lse)
-    delta[:, :, :seq_len] = (do.float() * out.float()).sum(dim=-1)
-    dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-    dk, dv = torch.empty_like(k), torch.empty_like(v)
-    first_backward_kernel[(seq_len // 64, batch * heads)](
-        q, k, v, do, lse, delta, dq, dk, dv, seq_len, lse.shape[2], head_dim**-0.5,
-        HEAD_DIM=head_dim, BLOCK=64, IS_CAUSAL=causal, ADD_DQ=add_dq, num_warps=4, num_stages=2,
-    )  # fmt: skip
-    return dq.to(q.dtype), dk, dv
+def first_backward(do, q, k, v, out, lse, causal, scale, add_dq=True):
+    """Launches `first_backward_kernel`; dq comes back in float32. D is 128 at most."""
+    delta, dq = torch.zeros_like(lse), q.new_zeros(q.shape, dtype=torch.float32)
+    delta[:, :, : q.shape[2]] = (do.float() * out.float()).sum(dim=-1)
+    tensors, stats = (q, k, v, do, torch.empty_like(k), torch.empty_like(v)), (lse, delta, dq)
+    common, tile = (stats, (scale, scale * math.log2(math.e)), causal), (64, 64, 4, 2)
+    _launch(first_backward_kernel, "mnnmnn", tensors, *common, tile, ADD_DQ=add_dq)
+    return dq, *tensors[4:]
 
 
 # %% [markdown]
-# It is right, and it has two faults. Each program sends a float32 tile of $dQ$ through the caches
-# for every tile it visits: $4 N^2 D / \mathtt{BLOCK\_N}$ bytes, at 4,096 tokens, $D = 128$ and 64
-# keys {{ (4 * 4096**2 * 128 // 64) | bytes }} a head. And floating-point addition depends on its
-# order, which is that in which programs arrive: **two runs of one training step differ**. `bench`
-# repeats one gradient and counts the runs that differ in any bit from the first:
-#
-# {{ table("flash_backward_repeat", columns=["provider", "launches", "differ"]) }}
-#
-# {% for r in rows("flash_backward_repeat") %}{{ claim((r.differ > 0) == (r.provider == "triton_first")) }}{% endfor %}
+# It is right, and it has two faults. A float32 tile of $dQ$ crosses the caches for every tile of
+# scores: $4 N^2 D / 64$ bytes, {{ (4 * 4096**2 * 128 // 64) | bytes }} a head of 4,096 tokens. And the last digits of a sum depend
+# on its order, here the order in which programs arrive: **two runs of one training step differ**.
 #
 # ## Step 2: two kernels, two owners
 #
-# So give each sum an owner. One kernel's programs own keys and compute $dK$ and $dV$; the other's
-# own queries and compute $dQ$. Nothing is added in memory, every sum has one order.
+# So give each sum an owner. The programs of one kernel own keys and compute $dK$ and $dV$; those of
+# another own queries and compute $dQ$. Nothing is added in memory, and every sum has one order.
 #
 # {{ diagram("flash_backward_owners") }}
 #
-# The price: both need $S$ and $dP$. Seven products in place of five, so at best 5/7 of the rate of
-# one kernel that had no other faults. The page counts five for everybody.
-#
-# The kernel for $dQ$ runs first. It has $dO$ in hand and loads $O$ once, so **$\delta$ costs it one
-# more tile**; it leaves it in memory for the other.
+# The price: both need $S$ and $dP$. Seven products in place of five, at best 5/7 of the rate of one
+# kernel without other faults; this page counts five for everybody. The kernel for $dQ$ runs first. It
+# has $dO$ in hand, loads $O$ once, and leaves **$\delta$** in memory for the other.
 
 
 # %% tags=["copy"]
@@ -331,28 +300,18 @@ def flash_attention_dq_kernel(
 # %% [markdown]
 # ## Step 3: keys first
 #
-# Step 1 computed $S$ as queries by keys and then transposed $P$ and $dS$ for the products that
-# collect over queries. On the chip that is a trip: a tensor core takes its left factor from
-# registers in the layout in which it hands out results, but not transposed; so `p.T` is written to
-# [shared memory](../glossary.md#shared-memory) and read back, for every tile. Compute the
-# transposed scores from the start, $S^\top = K Q^\top$, and the trip is gone: rows are now keys, what
-# comes out of the first product goes straight into the second. That $q$ and $dO$ are read
-# transposed costs nothing; the tensor core reads its right factor from shared memory either way.
+# Step 1 computed $S$ as queries by keys and transposed $P$ and $dS$ for the sums over queries. That is a
+# trip: a tensor core takes its left factor from registers in the layout in which it hands out
+# results, but not transposed, so `p.T` goes through [shared memory](../glossary.md#shared-memory).
+# Compute $S^\top = K Q^\top$ and $dP^\top = V dO^\top$ from the start, rows for keys, and `p` and `ds` are
+# the left factors of $dV \mathrel{+}= P^\top dO$ and $dK \mathrel{+}= dS^\top Q$ as they come, in registers. The
+# right factors `q.T` and `do.T` are read from shared memory, where either way is as good.
 #
-# | product | shape | left factor | right factor |
-# |---|---|---|---|
-# | $S^\top = K Q^\top$ | keys × queries | `k`, shared memory | `q.T`, shared memory |
-# | $dV \mathrel{+}= P^\top dO$ | keys × $D$ | `p`, **registers** | `do`, shared memory |
-# | $dP^\top = V dO^\top$ | keys × queries | `v`, shared memory | `do.T`, shared memory |
-# | $dK \mathrel{+}= dS^\top Q$ | keys × $D$ | `ds`, **registers** | `q`, shared memory |
-#
-# **Where are the masks?** Causal, a tile of keys starts at the first query that sees any of them
-# and compares positions until one sees them all; after that, and in full attention at any length,
-# it compares nothing. Queries past the end come from the [descriptor](../glossary.md#descriptor)
-# as zeros with $dO = 0$ and $\delta = 0$, and add 0. Keys past the end have rows of their own, which
-# the descriptor does not store. In the kernel for $dQ$ such a key shares its row with others: its
-# weight is $2^{-L}$, with $L$ far below 0 it overflows, and $\infty \cdot 0$ is NaN. There the last
-# block needs its mask.
+# **Where are the masks?** Causal, a tile of keys starts at the first query that sees any of them, and
+# compares positions until one sees all. Full attention needs no mask at any length: queries past the
+# end come from the [descriptor](../glossary.md#descriptor) as zeros and add 0; keys past the end have
+# rows of their own, never stored. For $dQ$ such a key shares its row with others: its weight is
+# $2^{-L}$, which overflows for low $L$, and $\infty \cdot 0$ is NaN. There the last block is masked.
 
 
 # %% tags=["copy"]
@@ -400,25 +359,17 @@ def flash_attention_dkdv_kernel(
 # %% [markdown]
 # ## Step 4: tiles that fit
 #
-# A program for keys holds `dk` and `dv`, twice what the forward holds, and two tiles of scores at a
-# time. What fits into 255 registers a thread and 227 KiB of shared memory, at $D = 128$:
-#
-# | keys × queries | warps | registers for `dk`, `dv` | for `p`, `dp` | shared memory, two stages | programs on an SM |
-# |---|---|---|---|---|---|
-# | 64 × 64 | 4 | 128 | 64 | 97 KiB | 2 |
-# | 128 × 64 | 8 | 128 | 64 | 129 KiB | 1 |
-# | 128 × 128 | 8 | 128 | 128: [spills](../glossary.md#spill) | 193 KiB | 1 |
-#
-# The first two ask the same of a thread. With two programs on an [SM](../glossary.md#sm), one
-# computes exponentials while the other multiplies. With one of twice the keys each tile of queries
-# is read for twice the work, from [L2](../glossary.md#l2) and from shared memory.
+# A program for keys holds `dk` and `dv`, twice what the forward holds. At $D = 128$ and 64 × 64, four
+# [warps](../glossary.md#warp), that is 128 registers a thread, and 64 for `p` and `dp`; of 255. With 97 KiB of
+# shared memory two programs fit an [SM](../glossary.md#sm): one multiplies while the other computes exponentials.
+# 128 keys and eight warps ask the same of a thread; alone on its SM, such a program reads queries
+# half as often. 128 × 128 [spills](../glossary.md#spill). Which counts for more is measured below.
 #
 # ## Launch
 #
-# Three kernels, one `autograd.Function`. Its forward keeps $Q$, $K$, $V$, $O$ and `lse`. Inputs that
-# a descriptor cannot describe are copied *before* the function, so autograd takes their gradient
-# back through the copy; a gradient $dO$ may be anything too, the one of a sum has all strides 0.
-
+# Three kernels, one `autograd.Function`. What a descriptor cannot describe is copied *before* the
+# function, so that autograd takes the gradient back through the copy. $dO$ may be anything too: that
+# of a sum has all strides 0.
 
 # %% tags=["copy"]
 # head_dim: BLOCK_M, BLOCK_N, num_warps, num_stages of the forward, for dq, and for dk and dv
@@ -455,9 +406,8 @@ def _launch(kernel, blocks, tensors, statistics, scales, causal, tile, **options
 
 
 def _room_for_lse(q: torch.Tensor) -> torch.Tensor:
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    rows = triton.cdiv(q.shape[2], PAD) * PAD
-    return torch.empty(*q.shape[:2], rows, dtype=dtype, device=q.device)
+    shape = *q.shape[:2], triton.cdiv(q.shape[2], PAD) * PAD
+    return q.new_empty(shape, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 def flash_attention_forward(q, k, v, out, lse, causal: bool, scale: float) -> None:
@@ -471,12 +421,11 @@ def flash_attention_forward(q, k, v, out, lse, causal: bool, scale: float) -> No
 def flash_attention_backward(do, q, k, v, out, lse, dq, dk, dv, causal: bool, scale: float) -> None:
     """Writes dq, dk and dv for `do`, the gradient of out; see `_for_descriptor` for layouts."""
     _, dq_tile, dkdv_tile = TILES[q.shape[3]]
-    scales, stats = (scale, scale * math.log2(math.e)), (lse, torch.empty_like(lse))
+    common = (lse, torch.empty_like(lse)), (scale, scale * math.log2(math.e)), causal
     tensors, masked = (q, k, v, out, do, dq), causal or k.shape[2] % dq_tile[1] != 0
-    kernel = flash_attention_dq_kernel
-    _launch(kernel, "mnnmmm", tensors, stats, scales, causal, dq_tile, MASKED=masked)
-    tensors, kernel = (q, k, v, do, dk, dv), flash_attention_dkdv_kernel
-    _launch(kernel, "mnnmnn", tensors, stats, scales, causal, dkdv_tile)
+    _launch(flash_attention_dq_kernel, "mnnmmm", tensors, *common, dq_tile, MASKED=masked)
+    tensors = q, k, v, do, dk, dv
+    _launch(flash_attention_dkdv_kernel, "mnnmnn", tensors, *common, dkdv_tile)
 
 
 class _FlashAttention(torch.autograd.Function):
@@ -496,10 +445,9 @@ class _FlashAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, do):
         q, k, v, out, lse = ctx.saved_tensors
-        some = q.numel() and k.numel()
-        new = torch.empty if some else torch.zeros
+        new = torch.empty if q.numel() and k.numel() else torch.zeros
         grads = [new(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
-        if some:
+        if new is torch.empty:
             with torch.cuda.device_of(q):
                 do = _for_descriptor(do)
                 flash_attention_backward(do, q, k, v, out, lse, *grads, *ctx.options)
@@ -512,25 +460,21 @@ def flash_attention(
 ) -> torch.Tensor:  # fmt: skip
     """Attention, `softmax(scale * q @ k.T) @ v` for every head; differentiable once.
 
-    Neither pass stores the scores. Sums and softmax are float32; the weights, and the gradients of
-    the scores, are rounded to the dtype of `q` before they are multiplied. In Triton's interpreter
-    float64 is taken too, with sums in float64.
+    Neither pass stores the scores. Sums and softmax are float32; weights, and gradients of scores,
+    are rounded to the dtype of `q` before they are multiplied. Runs give the same bits.
 
     Args:
-        q: Queries `(B, H, n_queries, D)`, float16 or bfloat16, on a GPU; D is 32, 64, 128 or 256.
-            A tensor whose rows are not adjacent numbers at multiples of 16 bytes is copied first.
-        k: Keys `(B, H, n_keys, D)`, of the dtype and device of `q`.
-        v: Values, of the shape of `k`.
+        q: Queries `(B, H, n_queries, D)`, float16 or bfloat16 (in the interpreter float64 too), on
+            a GPU; D is 32, 64, 128 or 256. Rows are copied if not adjacent and 16-byte aligned.
+        k: Keys `(B, H, n_keys, D)`, of the dtype and device of `q`; v: values, likewise.
         causal: Whether a query sees only keys up to its place; the last query has the last key's.
         scale: Factor of the scores, positive; `D ** -0.5` if None.
 
     Returns:
-        A contiguous tensor like `q`; 0 for a query that sees no key. Output and gradients are the
-        same bits in every run.
+        A contiguous tensor like `q`; 0 for a query that sees no key.
 
     Raises:
-        TypeError: The dtype is neither of the two, or differs between the inputs.
-        ValueError: A shape, the device or the scale is not as above.
+        TypeError: A wrong dtype. ValueError: A wrong shape, device or scale.
     """
     interpreted = triton.knobs.runtime.interpret
     dtypes = (torch.float16, torch.bfloat16) + ((torch.float64,) if interpreted else ())
@@ -538,8 +482,8 @@ def flash_attention(
         if x.dtype not in dtypes or x.dtype != q.dtype:
             raise TypeError(f"flash_attention takes float16 or bfloat16 alone; {name} is {x.dtype}")
         if x.dim() != 4 or x.device != q.device:
-            told = f"(B, H, S, D) on one device; {name} is {[*x.shape]} on {x.device}"
-            raise ValueError(f"flash_attention takes {told}")
+            why = f"takes (B, H, S, D) on one device; {name} is {[*x.shape]} on {x.device}"
+            raise ValueError(f"flash_attention {why}")
     if k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
         told = f"k and v alike that fit q; got {[*q.shape]}, {[*k.shape]}, {[*v.shape]}"
         raise ValueError(f"flash_attention takes {told}")
@@ -558,14 +502,13 @@ def flash_attention(
 #
 # `check` compares output and gradients with float64 and its autograd: one token, a block more or
 # less one, fewer keys than queries and more, scores so low that a forgotten mask overflows, tensors
-# in memory as `(B, S, H, D)`. Results lie in frames of NaN; the public function must give the same
-# bits. Printed are errors in percent of the rounding of the largest number. In the interpreter
-# float64 goes through the same kernels, against autograd and by `gradcheck`.
+# in memory as `(B, S, H, D)`; results start as NaN. Errors are in percent of the rounding of the
+# largest number. In the interpreter float64 takes the same kernels, and `gradcheck` is asked.
 
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
-    """Compares flash_attention and its gradients with float64; raises AssertionError."""
+    """Compares the kernels and flash_attention with float64; raises AssertionError."""
     torch.manual_seed(0)
     cases = [(1, 1, 1, 1, 64), (2, 3, 65, 127, 32), (1, 2, 128, 128, 32), (1, 1, 129, 63, 64)]
     cases += [(1, 1, 40, 33, 256), (1, 1, 70, 130, 128)]
@@ -575,8 +518,8 @@ def check(device: str = "cuda") -> None:
         # the interpreter's bfloat16 product is wrong
         allowed = {torch.float16: 2**-10, torch.bfloat16: 2**-7}
         cases += [(1, 9, 1000, 4097, 128), (2, 5, 4096, 4096, 128), (2, 12, 1777, 1777, 64)]
-    print(f"{'B x H x queries x keys x D':>26}" + "".join(f"{str(d)[6:]:>25}" for d in allowed))
-    print(f"{'':26}" + f"{'O':>10}{'dQ':>5}{'dK':>5}{'dV':>5}" * len(allowed))
+    print(" B x H x queries x keys x D" + "".join(f"{str(d)[6:]:>25}" for d in allowed))
+    print(" " * 26 + f"{'O':>10}{'dQ':>5}{'dK':>5}{'dV':>5}" * len(allowed))
     for case, (batch, heads, n_queries, n_keys, head_dim) in enumerate(cases):
         line = f"{f'{batch} x {heads} x {n_queries} x {n_keys} x {head_dim}':>26}"
         for dtype, rounding in allowed.items():
@@ -584,42 +527,33 @@ def check(device: str = "cuda") -> None:
             for causal, scale in ((False, 0.2), (True, head_dim**-0.5)):
                 rows = (n_queries, n_keys, n_keys, n_queries)
                 q, k, v, do = (torch.randn(batch, n, heads, head_dim, device=device) for n in rows)
-                if low := case % 3 == 1:
-                    # what all keys share falls out of dq, the rounding of its factors does not
+                if low := case % 3 == 1:  # what keys share falls out of dq, its rounding does not
                     q, k = 0.3 * q + 5, 0.3 * k - 5
                 q, k, v, do = (x.to(dtype).transpose(1, 2) for x in (q, k, v, do))
                 if case % 2 == 0:
                     q, k, v, do = (x.contiguous() for x in (q, k, v, do))
-                frames = [torch.full((batch, heads, x.shape[2] + 64, head_dim), math.nan).to(x)
-                          for x in (q, q, k, v)]  # fmt: skip
-                got, lse = [x[:, :, :-64] for x in frames], _room_for_lse(q).fill_(math.nan)
+                got = [torch.full(x.shape, math.nan).to(x) for x in (q, q, k, v)]
+                lse = _room_for_lse(q).fill_(math.nan)
                 flash_attention_forward(q, k, v, got[0], lse, causal, scale)
                 flash_attention_backward(do, q, k, v, got[0], lse, *got[1:], causal, scale)
+                if head_dim <= 128 and dtype != torch.float64:
+                    got += first_backward(do, q, k, v, got[0], lse, causal, scale)
                 inputs = [x.detach().double().requires_grad_() for x in (q, k, v)]
                 out = flash_attention_reference(*inputs, causal=causal, scale=scale)
                 want = [out, *torch.autograd.grad(out, inputs, do.double())]
-                inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-                out = flash_attention(*inputs, causal=causal, scale=scale)
-                same = map(torch.equal, got, [out, *torch.autograd.grad(out, inputs, do)])
-                assert all(same), f"flash_attention is not its kernels, {dtype}:\n{line}"
-                clean = all(x[:, :, -64:].isnan().all() for x in frames)
-                assert clean, f"written past the end:\n{line}"
-                if causal and n_queries == n_keys == 128 and dtype == torch.float16:
-                    got += first_backward(do, q, k, v, got[0], lse, causal)
-                for i, x in enumerate(got):
-                    y = want[i] if i < 4 else want[i - 3]
-                    error = (x.double() - y).abs().max() / (rounding * (y.abs().max() + 0.01))
-                    error = error.item() / (8 if low else 1)
-                    at = i if i < 4 else i - 3
+                for i, (x, y) in enumerate(zip(got, want + want[1:], strict=False)):
+                    limit = rounding * (8 if low else 1) * (y.abs().max() + 0.01)
+                    error, at = ((x.double() - y).abs().max() / limit).item(), i - i // 4 * 3
                     worst[at] = error if not error <= worst[at] else worst[at]
             line += " " * 5 + "".join(f"{error:>5.0%}" for error in worst)
             assert all(error <= 1 for error in worst), f"flash_attention is off, {dtype}:\n{line}"
         print(line)
     if device == "cpu":
-        inputs = [torch.randn(1, 1, n, 32).double().requires_grad_() for n in (5, 7, 7)]
-        attend = lambda *inputs: flash_attention(*inputs, causal=True)  # noqa: E731
-        assert torch.autograd.gradcheck(attend, inputs, fast_mode=True)
-        print("gradcheck in float64: passed")
+        x = [torch.randn(1, 1, n, 32).double().requires_grad_() for n in (5, 7, 7)]
+        passed = torch.autograd.gradcheck(
+            lambda *x: flash_attention(*x, causal=True), x, fast_mode=True
+        )
+        print("gradcheck in float64:", passed)
 
 
 # %%
@@ -629,9 +563,8 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Is it fast?
 #
-# Sixteen heads, and as many sequences as make 16,384 tokens; the backward pass alone, single
-# launches. Before you look: the forward reached {{ rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }} TFLOP/s at 4,096 tokens and $D = 128$. What will two
-# kernels of seven products reach, when five are counted?
+# Sixteen heads, and as many sequences as make 16,384 tokens; the backward pass alone. Before you look: at 4,096 tokens and $D = 128$
+# the forward reached {{ rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }} TFLOP/s. What will kernels of seven products reach, when five are counted?
 
 
 # %% tags=["fold"]
@@ -643,8 +576,9 @@ def bench(measure):
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def benchmark(name, title, rows, ceiling="matmul"):
-        names = {"x": "seq_len", "dtype": "bfloat16", "mode": "backward", "ceiling": ceiling}
-        return {"name": name, "title": title, **names, "rows": rows}
+        names = {"name": f"flash_backward_{name}", "title": f"Attention backward, {title}"}
+        names |= {"x": "seq_len", "dtype": "bfloat16", "mode": "backward", "ceiling": ceiling}
+        return names | {"rows": rows}
 
     def inputs(batch, heads, seq_len, head_dim, n_keys=None):
         sizes = (seq_len, n_keys or seq_len, n_keys or seq_len, seq_len)
@@ -652,86 +586,138 @@ def bench(measure):
         q, k, v, do = (new(batch, heads, n, head_dim) for n in sizes)
         return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), do
 
-    def sdpa(q, k, v, causal, backend):
-        with sdpa_kernel(getattr(SDPBackend, f"{backend}_attention".upper())):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-
-    def gradient(attend, q, k, v, do, **options):
-        out = attend(q, k, v, **options)
+    def gradient(provider, q, k, v, do, causal):
+        if provider == "triton":
+            out = flash_attention(q, k, v, causal=causal)
+        else:
+            backend = getattr(SDPBackend, f"{provider[5:]}_attention".upper())
+            with sdpa_kernel(backend):
+                out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return lambda: torch.autograd.grad(out, (q, k, v), do, retain_graph=True)
 
     def rows(q, k, causal, timings, products=5):
         (batch, heads, seq_len, head_dim), n_keys = q.shape, k.shape[2]
         size = {"seq_len": seq_len, "n_keys": n_keys, "batch": batch, "heads": heads}
         size |= {"head_dim": head_dim, "causal": causal, "products": products}
-        size |= {"bytes": 8 * (q.numel() + k.numel())}
+        size["bytes"] = 8 * (q.numel() + k.numel())
         size["flops"] = 2 * products * q.numel() * n_keys // (2 if causal else 1)
         return [{"provider": p, **size, **timing} for p, timing in timings.items()]
 
-    for head_dim in (128, 64):
-        for causal in (False, True):
-            found = []
-            for seq_len in (1024, 2048, 4096, 16384):
-                q, k, v, do = inputs(16384 // seq_len, 16, seq_len, head_dim)
-                calls = {"triton": gradient(flash_attention, q, k, v, do, causal=causal)}
-                for peer in ("cudnn", "flash", "efficient"):
-                    call = gradient(sdpa, q, k, v, do, causal=causal, backend=peer)
-                    calls[f"sdpa_{peer}"] = call
-                found += rows(q, k, causal, measure(calls, hot=seq_len == 4096, host=True))
-            kind = "causal" if causal else "full"
-            title = f"Attention backward, {kind}, 16,384 tokens × 16 heads × {head_dim}, bfloat16"
-            yield benchmark(f"flash_backward_d{head_dim}_{kind}", title, found)
+    for head_dim, causal in ((128, False), (128, True), (64, False), (64, True)):
+        found = []
+        for seq_len in (1024, 2048, 4096, 16384):
+            q, k, v, do = inputs(16384 // seq_len, 16, seq_len, head_dim)
+            peers = ("triton", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient")
+            calls = {provider: gradient(provider, q, k, v, do, causal) for provider in peers}
+            found += rows(q, k, causal, measure(calls, hot=seq_len == 4096, host=True))
+        kind = "causal" if causal else "full"
+        title = f"{kind}, 16,384 tokens × 16 heads × {head_dim}, bfloat16"
+        yield benchmark(f"d{head_dim}_{kind}", title, found)
 
     found = []
     for n_queries, n_keys in ((4000, 4000), (4096, 4096), (4097, 4097), (4096, 1024)):
         q, k, v, do = inputs(4, 16, n_queries, 128, n_keys)
-        calls = {"triton": gradient(flash_attention, q, k, v, do)}
-        calls["sdpa_cudnn"] = gradient(sdpa, q, k, v, do, causal=False, backend="cudnn")
+        calls = {p: gradient(p, q, k, v, do, False) for p in ("triton", "sdpa_cudnn")}
         found += rows(q, k, False, measure(calls))
-    title = "Attention backward, 4 × 16 heads × 128, bfloat16: whole tiles and others"
-    yield benchmark("flash_backward_odd", title, found)
+    yield benchmark("odd", "4 × 16 heads × 128, bfloat16: whole tiles and others", found)
 
     q, k, v, do = (x.detach() for x in inputs(4, 16, 4096, 128))
-    out, lse, (dq, dk, dv) = torch.empty_like(q), _room_for_lse(q), torch.empty_like(torch.stack([q, k, v]))
+    (out, dq, dk, dv), lse = (torch.empty_like(q) for _ in range(4)), _room_for_lse(q)
     flash_attention_forward(q, k, v, out, lse, False, 128**-0.5)
-    stats, scales = (lse, torch.empty_like(lse)), (128**-0.5, 128**-0.5 * math.log2(math.e))
-    launch = partial(_launch, statistics=stats, scales=scales, causal=False)
-    by_queries = partial(launch, flash_attention_dq_kernel, "mnnmmm", (q, k, v, out, do, dq), MASKED=False)
-    by_keys = partial(launch, flash_attention_dkdv_kernel, "mnnmnn", (q, k, v, do, dk, dv))
-    first = partial(first_backward, do, q, k, v, out, lse, False)
+    first = partial(first_backward, do, q, k, v, out, lse, False, 128**-0.5)
     calls = {"triton_first": first, "triton_first_dkdv": partial(first, add_dq=False)}
-    for tile in ((64, 64, 4, 2), (64, 64, 4, 1), (64, 128, 8, 2)):
-        calls["triton_dkdv_{}x{}_{}_{}".format(*tile)] = partial(by_keys, tile=tile)
-    for tile in ((64, 64, 4, 2), (64, 64, 4, 1), (128, 64, 8, 2), (128, 128, 8, 2)):
-        calls["triton_dq_{}x{}_{}_{}".format(*tile)] = partial(by_queries, tile=tile)
-    found = []
-    for name, timing in measure(calls).items():
-        products = 5 if name == "triton_first" else 3 if "dq" in name else 4
-        found += rows(q, k, False, {name: timing}, products)
-    title = "Attention backward, its kernels, full, 4 × 16 heads × 4,096 × 128, bfloat16"
-    yield benchmark("flash_backward_steps", title, found)
-
-    found = []
-    tensors = do, q, k, v, out, lse, dq, dk, dv
-    steps = {"triton_first": first}
-    steps["triton"] = lambda: (flash_attention_backward(*tensors, False, 128**-0.5), (dq, dk, dv))[1]
-    for provider, step in steps.items():
-        want, differ = [x.clone() for x in step()], torch.zeros((), device="cuda", dtype=torch.int64)
-        for _ in range(50):
-            differ += torch.stack([(x != y).any() for x, y in zip(step(), want, strict=True)]).any()
-        found += rows(q, k, False, {provider: {"launches": 50, "differ": differ.item()}})
-    yield benchmark("flash_backward_repeat", "Gradients that differ from the first", found, None)
+    rest = (lse, torch.empty_like(lse)), (128**-0.5, 128**-0.5 * math.log2(math.e)), False
+    by_keys = flash_attention_dkdv_kernel, "mnnmnn", (q, k, v, do, dk, dv), *rest
+    by_queries = flash_attention_dq_kernel, "mnnmmm", (q, k, v, out, do, dq), *rest
+    for tile in ((64, 64, 4, 1), (64, 64, 4, 2), (64, 128, 8, 2), (128, 128, 8, 2)):
+        name, dq_call = (
+            "{}x{}_{}_{}".format(*tile),
+            partial(_launch, *by_queries, tile, MASKED=False),
+        )
+        calls |= {
+            f"triton_dkdv_{name}": partial(_launch, *by_keys, tile),
+            f"triton_dq_{name}": dq_call,
+        }
+    products = {name: 3 if "dq" in name else 4 for name in calls} | {"triton_first": 5}
+    timings = measure(calls)
+    found = [rows(q, k, False, {name: timings[name]}, products[name])[0] for name in calls]
+    yield benchmark("steps", "kernel by kernel, 4 × 16 heads × 4,096 × 128, bfloat16", found)
 
     found = []
     for seq_len in (1024, 2048, 4096, 8192, 16384, 32768):
-        q, k, v, do = inputs(1, 8, seq_len, 128)
-        calls = {"triton": flash_attention, "torch_unfused": flash_attention_reference}
-        for provider, attend in calls.items():
-            calls[provider] = lambda a=attend: torch.autograd.grad(a(q, k, v), (q, k, v), do)
-        found += rows(q, k, False, measure(calls, memory=True))
-    title = "Attention forward and backward, 8 heads × 128, bfloat16: memory beyond the inputs"
-    yield benchmark("flash_backward_memory", title, found, None)
+        *x, do = inputs(1, 8, seq_len, 128)
+        found += rows(*x[:2], False, measure({
+            "triton": lambda x=x, do=do: torch.autograd.grad(flash_attention(*x), x, do),
+            "torch_unfused": lambda x=x, do=do: torch.autograd.grad(
+                flash_attention_reference(*x), x, do),
+        }, memory=True))  # fmt: skip
+    title = "with its forward, 8 heads × 128, bfloat16: memory beyond the inputs"
+    yield benchmark("memory", title, found, None)
 
 
 # %% [markdown]
-# ## END
+# {{ figure("flash_backward_d128_full", providers=["triton", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient"], caption="D = 128, full: ahead of flash attention 2 at every length; cuDNN, with five products, leads.") }}
+#
+# {% for name in ["flash_backward_d128_full", "flash_backward_d128_causal", "flash_backward_d64_full", "flash_backward_d64_causal"] %}
+# {% for r in rows(name, provider="triton") %}{{ claim(r.ms < row(name, provider="sdpa_flash", seq_len=r.seq_len).ms) }}{% endfor %}
+# {% endfor %}
+# TFLOP/s, and in brackets the share of cuDNN's rate:
+#
+# | | 1,024 tokens | 4,096 tokens | 16,384 tokens |
+# |---|---|---|---|
+# {% for name, label in [("flash_backward_d128_full", "D = 128, full"), ("flash_backward_d128_causal", "D = 128, causal"), ("flash_backward_d64_full", "D = 64, full"), ("flash_backward_d64_causal", "D = 64, causal")] %}
+# | {{ label }} {% for n in [1024, 4096, 16384] %}{% set ours = row(name, provider="triton", seq_len=n) %}{% set best = row(name, provider="sdpa_cudnn", seq_len=n) %}| {{ ours.tflops | n(0) }} ({{ (best.ms / ours.ms * 100) | pct }}) {% endfor %}|
+# {% endfor %}
+#
+# Step by step at 4,096 tokens, each kernel by the products that it does itself:
+#
+# {{ table("flash_backward_steps", columns=["provider", "products", "ms", "tflops"]) }}
+#
+# {{ figure("flash_backward_memory", y="peak_bytes", logy=True, caption="Forward and backward: with the matrix memory grows fourfold for twice the tokens, without it twofold.") }}
+#
+# ## Where it loses, and why
+#
+# {% set ours = row("flash_backward_d128_full", provider="triton", seq_len=4096) %}{% set best = row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
+# {% set odd = row("flash_backward_odd", provider="triton", seq_len=4097) %}{% set even = row("flash_backward_odd", provider="triton", seq_len=4096, n_keys=4096) %}
+# {{ claim(best.ms < 0.97 * ours.ms and odd.tflops > 0.85 * even.tflops) }}
+# **cuDNN** takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time. It does five products: its programs own keys and
+# add up $dQ$ in memory, through the copy engine. And it issues the next product before it waits for
+# the last, which `tl` cannot say: it waits for $S$ before $dP$ may start.
+#
+# **Odd lengths** pay for tiles that are not full:
+#
+# {{ table("flash_backward_odd", columns=["seq_len", "n_keys", "provider", "ms", "tflops"]) }}
+#
+# ## What to remember
+#
+# 1. A matrix that one product rebuilds need not be stored: on a chip with more arithmetic than
+#    bandwidth, recomputing is the faster way as well as the smaller.
+# 2. A sum over what you have not may be one over what you have: $\delta = dO \cdot O$.
+# 3. Give every sum one owner, and every run gives the same bits. Count what that costs.
+#
+# ## Exercises
+#
+# ??? question "1. A sink (ten minutes)"
+#     Let each row's softmax have one more score, $s_0$, with no value. What is $ds_0$? What changes?
+#
+#     ??? success "Answer"
+#         $dp_0 = 0$: $ds_0 = -p_0 \delta$, summed over queries. $L$ contains $s_0$; the rest stays.
+#
+# ??? question "2. Fused again (an hour)"
+#     Let `flash_attention_dkdv_kernel` add its share of $dQ$ with `dq_desc.atomic_add`. How many
+#     registers are left at 128 × 64? Is it faster?
+#
+#     ??? success "Answer"
+#         `dq` needs 32 more, and `ds.T` goes through shared memory: all 255, and some spill.
+#
+# ## Use it in your project
+#
+# ```python
+# from flash_attention_backward import flash_attention
+#
+# out = flash_attention(q, k, v, causal=True)  # (B, H, S, D), float16 or bfloat16
+# out.sum().backward()
+# ```
+#
+# The file, or the block "Copy this kernel", needs torch and triton alone: [`flash_attention`][examples.attention.flash_attention_backward.flash_attention]. Where cuDNN is
+# faster and its sums in any order will do, take `scaled_dot_product_attention`.
