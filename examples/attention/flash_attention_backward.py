@@ -27,8 +27,8 @@
 #
 # {{ claim(copy_ms(4 * 4096**2) > 2 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) }}
 # To compute $P$ again takes less time than to carry it, and less memory: for 16 heads of 16,384
-# tokens $P$ is 8 GiB. So the forward keeps one number a row, and the backward *recomputes*: the first of
-# its five products is $QK^\top$. They are 2.5 times the forward's work; the yardstick is a large product.
+# tokens $P$ is 8 GiB. So the forward keeps one number a row, and the backward *recomputes*: the
+# first of its five products is $QK^\top$. They are 2.5 times the forward's work.
 
 # %% tags=["copy"]
 import math
@@ -45,7 +45,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 # attention*, a cache). Causal then aligns the ends: of $N_q$ queries and $N_k$ keys, query $i$ sees
 # keys up to $i + N_k - N_q$, which may be none. The gradient of the specification is autograd's.
 
-
 # %%
 def flash_attention_reference(q, k, v, *, causal=False, scale=None):
     """Attention in plain PyTorch, differentiable; a query that sees no key gives 0."""
@@ -56,13 +55,12 @@ def flash_attention_reference(q, k, v, *, causal=False, scale=None):
         return scores.masked_fill(~seen, -1e30).softmax(dim=-1).masked_fill(~seen, 0.0) @ v
     return scores.softmax(dim=-1) @ v
 
-
 # %% [markdown]
 # ## The gradient, line by line
 #
 # The forward is $S = \tau Q K^\top$, $P = \operatorname{softmax}(S)$, $O = P V$. Write $dX$ for the
-# gradient of the loss with respect to $X$. A product hands to each factor its own gradient times the
-# other factor, transposed to fit:
+# gradient of the loss with respect to $X$. A product hands each factor its gradient times the
+# other:
 #
 # $$
 # dV = P^\top dO, \qquad dP = dO \, V^\top .
@@ -84,14 +82,13 @@ def flash_attention_reference(q, k, v, *, causal=False, scale=None):
 # \delta = \sum_j p_j \, (dO \cdot v_j) = dO \cdot \sum_j p_j v_j = dO \cdot O .
 # $$
 #
-# $O$ is there. A sum over $N$ keys became one over $D$ numbers, known before the first tile. With the
-# log-sum-exp $L$ of the row, too, nothing here is online: a tile's weights are $P = e^{S - L}$ at
-# once, and its $dS = P \circ (dP - \delta)$.
+# $O$ is there. A sum over $N$ keys became one over $D$ numbers, known before the first tile. With
+# the log-sum-exp $L$ of the row, too, nothing here is online: a tile's weights are $P = e^{S - L}$
+# at once, and its $dS = P \circ (dP - \delta)$.
 #
 # **Through the scores**, a product again: $dQ = \tau \, dS \, K$ and $dK = \tau \, dS^\top Q$.
 #
-# Pen and paper: one query, weights ½, ¼, ¼, values 4, 2, 6, $dO = 1$. What do the $ds$ sum to, and why?
-
+# Pen and paper: one query, weights ½, ¼, ¼, values 4, 2, 6, $dO = 1$. What do the $ds$ sum to?
 
 # %%
 if __name__ == "__main__":
@@ -104,22 +101,21 @@ if __name__ == "__main__":
         print(f"{name:>16}:", "  ".join(f"{x:6.3f}" for x in ds.tolist()))
 
 # %% [markdown]
-# To 0: raising all scores of a row alike changes no weight.
+# To 0: to raise all scores of a row alike changes no weight.
 #
 # {{ diagram("flash_backward_products") }}
 #
 # ## What the forward must leave
 #
 # The kernel of the lecture before, with what a backward pass asks for. The log-sum-exp stays in
-# powers of 2, as the kernel has it: $P = 2^{S \tau \log_2 e - L}$ is a multiply-add and an `exp2` an
-# element. It is $+\infty$ for a query that sees no key, whose weights are then $2^{-\infty} = 0$. And
-# `lse` is written for whole tiles (`padded` rows), so that no later load needs a
-# [mask](../glossary.md#mask). Sums are float64 if the inputs are: tensor cores could not, the
-# [interpreter](../glossary.md#interpreter) can, and there `gradcheck` wants it.
+# powers of 2, as the kernel has it: $P = 2^{S \tau \log_2 e - L}$ is a multiply-add and an `exp2`
+# an element. It is $+\infty$ for a query that sees no key, whose weights then are 0. And `lse` is
+# written for whole tiles (`padded` rows), so that no later load needs a
+# [mask](../glossary.md#mask). Sums are float64 if inputs are: the
+# [interpreter](../glossary.md#interpreter) can, `gradcheck` wants it.
 #
 # Before key `full` every query of a tile sees every key, from `stop` on none sees any; blocks
 # between compare positions, in `_seen`. Causal, the longest tiles of a head start first.
-
 
 # %% tags=["copy"]
 @triton.jit
@@ -185,16 +181,13 @@ def flash_attention_kernel(
     out = (acc / row_sum[:, None]).to(q.dtype)
     out_desc.store([b, h, start_m, 0], out.reshape(1, 1, BLOCK_M, HEAD_DIM))
 
-
 # %% [markdown]
 # ## Step 1: one kernel, and a sum without an owner
 #
 # $dK$ and $dV$ of a key collect from all queries, $dQ$ of a query from all keys. Turn the forward
 # round: a [program](../glossary.md#program) owns a tile of keys, walks over the queries, keeps `dk`
-# and `dv` in [registers](../glossary.md#register). It has $dS$ in hand, and so its share of $dQ$. But
-# that sum is nobody's: each program *adds* to memory, by
-# [atomic operations](../glossary.md#atomic-operation).
-
+# and `dv` in [registers](../glossary.md#register). It has $dS$ in hand, and so its share of $dQ$.
+# But that sum is nobody's: each *adds* to memory, [atomically](../glossary.md#atomic-operation).
 
 # %%
 @triton.jit
@@ -239,11 +232,11 @@ def first_backward(do, q, k, v, out, lse, causal, scale, add_dq=True):
     _launch(first_backward_kernel, "mnnmnn", tensors, *common, tile, ADD_DQ=add_dq)
     return dq, *tensors[4:]
 
-
 # %% [markdown]
 # It is right, and it has two faults. A float32 tile of $dQ$ crosses the caches for every tile of
-# scores: $4 N^2 D / 64$ bytes, {{ (4 * 4096**2 * 128 // 64) | bytes }} a head of 4,096 tokens. And the last digits of a sum depend
-# on its order, here the order in which programs arrive: **two runs of one training step differ**.
+# scores: $4 N^2 D / 64$ bytes, {{ (4 * 4096**2 * 128 // 64) | bytes }} a head of 4,096 tokens. And
+# the last digits of a sum depend on its order, here that in which programs arrive: **runs of one
+# step differ**.
 #
 # ## Step 2: two kernels, two owners
 #
@@ -253,9 +246,8 @@ def first_backward(do, q, k, v, out, lse, causal, scale, add_dq=True):
 # {{ diagram("flash_backward_owners") }}
 #
 # The price: both need $S$ and $dP$. Seven products in place of five, at best 5/7 of the rate of one
-# kernel without other faults; this page counts five for everybody. The kernel for $dQ$ runs first. It
-# has $dO$ in hand, loads $O$ once, and leaves **$\delta$** in memory for the other.
-
+# kernel without other faults; this page counts five for everybody. The kernel for $dQ$ runs first.
+# It has $dO$ in hand, loads $O$ once, and leaves **$\delta$** in memory for the other.
 
 # %% tags=["copy"]
 @triton.jit
@@ -296,23 +288,21 @@ def flash_attention_dq_kernel(
     dq = (dq * scale).to(q.dtype)
     dq_desc.store([b, h, start_m, 0], dq.reshape(1, 1, BLOCK_M, HEAD_DIM))
 
-
 # %% [markdown]
 # ## Step 3: keys first
 #
-# Step 1 computed $S$ as queries by keys and transposed $P$ and $dS$ for the sums over queries. That is a
-# trip: a tensor core takes its left factor from registers in the layout in which it hands out
+# Step 1 computed $S$ as queries by keys and transposed $P$ and $dS$ for the sums over queries. That
+# is a trip: a tensor core takes its left factor from registers in the layout in which it hands out
 # results, but not transposed, so `p.T` goes through [shared memory](../glossary.md#shared-memory).
-# Compute $S^\top = K Q^\top$ and $dP^\top = V dO^\top$ from the start, rows for keys, and `p` and `ds` are
-# the left factors of $dV \mathrel{+}= P^\top dO$ and $dK \mathrel{+}= dS^\top Q$ as they come, in registers. The
-# right factors `q.T` and `do.T` are read from shared memory, where either way is as good.
+# Compute $S^\top = K Q^\top$ and $dP^\top = V dO^\top$ from the start, rows for keys, and `p` and
+# `ds` are the left factors of $dV \mathrel{+}= P^\top dO$ and $dK \mathrel{+}= dS^\top Q$ as they
+# come, in registers. The right factors come from shared memory, `q.T` as well as `q`.
 #
-# **Where are the masks?** Causal, a tile of keys starts at the first query that sees any of them, and
-# compares positions until one sees all. Full attention needs no mask at any length: queries past the
-# end come from the [descriptor](../glossary.md#descriptor) as zeros and add 0; keys past the end have
-# rows of their own, never stored. For $dQ$ such a key shares its row with others: its weight is
-# $2^{-L}$, which overflows for low $L$, and $\infty \cdot 0$ is NaN. There the last block is masked.
-
+# **Where are the masks?** Causal, a tile of keys starts at the first query that sees any of them,
+# and compares positions until one sees all. Full attention needs no mask at any length: queries
+# past the end come from the [descriptor](../glossary.md#descriptor) as zeros and add 0; keys past
+# the end have rows of their own, never stored. For $dQ$ such a key shares its row with others: its
+# weight is $2^{-L}$, which overflows for low $L$, and $\infty \cdot 0$ is NaN. There it is masked.
 
 # %% tags=["copy"]
 @triton.jit
@@ -355,24 +345,23 @@ def flash_attention_dkdv_kernel(
     dk = (dk * scale).to(k.dtype)
     dk_desc.store([b, h, start_n, 0], dk.reshape(1, 1, BLOCK_N, HEAD_DIM))
 
-
 # %% [markdown]
 # ## Step 4: tiles that fit
 #
-# A program for keys holds `dk` and `dv`, twice what the forward holds. At $D = 128$ and 64 × 64, four
-# [warps](../glossary.md#warp), that is 128 registers a thread, and 64 for `p` and `dp`; of 255. With 97 KiB of
-# shared memory two programs fit an [SM](../glossary.md#sm): one multiplies while the other computes exponentials.
-# 128 keys and eight warps ask the same of a thread; alone on its SM, such a program reads queries
-# half as often. 128 × 128 [spills](../glossary.md#spill). Which counts for more is measured below.
+# A program for keys holds `dk` and `dv`, twice what the forward holds. At $D = 128$ and 64 × 64,
+# four [warps](../glossary.md#warp), that is 128 registers a thread, and 64 for `p` and `dp`; of
+# 255. With 97 KiB of shared memory two programs fit an [SM](../glossary.md#sm): one multiplies
+# while the other computes exponentials. 128 keys and eight warps ask the same of a thread; alone on
+# its SM, it reads queries half as often. 128 × 128 [spills](../glossary.md#spill). Which is best?
 #
 # ## Launch
 #
 # Three kernels, one `autograd.Function`. What a descriptor cannot describe is copied *before* the
-# function, so that autograd takes the gradient back through the copy. $dO$ may be anything too: that
-# of a sum has all strides 0.
+# function: autograd takes the gradient back through the copy. $dO$ may have any strides as well.
 
 # %% tags=["copy"]
-# head_dim: BLOCK_M, BLOCK_N, num_warps, num_stages of the forward, for dq, and for dk and dv
+# head_dim: BLOCK_M, BLOCK_N, num_warps, num_stages of the forward, for dq, and for dk and dv, whose
+# BLOCK_M divides the other two: they write lse and delta for it, past the last query as well
 TILES = {
     32: ((128, 64, 4, 3), (128, 64, 4, 2), (64, 64, 4, 2)),
     64: ((64, 128, 4, 2), (128, 64, 4, 2), (64, 64, 4, 2)),
@@ -391,7 +380,7 @@ def _for_descriptor(x: torch.Tensor) -> torch.Tensor:
 
 
 def _launch(kernel, blocks, tensors, statistics, scales, causal, tile, **options) -> None:
-    """Launches a kernel; `blocks` tells "m" or "n" of each tensor: q, k, ..., the owned one last."""
+    """Launches a kernel; `blocks` tells "m" or "n" of each tensor: q, k, ..., an owned one last."""
     (batch, heads, n_queries, head_dim), n_keys = tensors[0].shape, tensors[1].shape[2]
     block_m, block_n, num_warps, num_stages = tile
     rows = [{"m": block_m, "n": block_n}[block] for block in blocks]
@@ -431,12 +420,11 @@ def flash_attention_backward(do, q, k, v, out, lse, dq, dk, dv, causal: bool, sc
 class _FlashAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, causal, scale):
-        out, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), _room_for_lse(q)
-        if q.numel() and k.numel():
+        new = torch.empty if q.numel() and k.numel() else torch.zeros
+        out, lse = new(q.shape, dtype=q.dtype, device=q.device), _room_for_lse(q)
+        if new is torch.empty:
             with torch.cuda.device_of(q):
                 flash_attention_forward(q, k, v, out, lse, causal, scale)
-        else:
-            out.zero_()
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.options = causal, scale
         return out
@@ -466,7 +454,8 @@ def flash_attention(
     Args:
         q: Queries `(B, H, n_queries, D)`, float16 or bfloat16 (in the interpreter float64 too), on
             a GPU; D is 32, 64, 128 or 256. Rows are copied if not adjacent and 16-byte aligned.
-        k: Keys `(B, H, n_keys, D)`, of the dtype and device of `q`; v: values, likewise.
+        k: Keys `(B, H, n_keys, D)`, of the dtype and device of `q`.
+        v: Values, like `k`.
         causal: Whether a query sees only keys up to its place; the last query has the last key's.
         scale: Factor of the scores, positive; `D ** -0.5` if None.
 
@@ -474,7 +463,8 @@ def flash_attention(
         A contiguous tensor like `q`; 0 for a query that sees no key.
 
     Raises:
-        TypeError: A wrong dtype. ValueError: A wrong shape, device or scale.
+        TypeError: The dtype is none of these, or differs between the inputs.
+        ValueError: A shape, the device or the scale is not as above.
     """
     interpreted = triton.knobs.runtime.interpret
     dtypes = (torch.float16, torch.bfloat16) + ((torch.float64,) if interpreted else ())
@@ -496,7 +486,6 @@ def flash_attention(
         raise ValueError(f"flash_attention needs a GPU, got {q.device}; or set TRITON_INTERPRET=1")
     return _FlashAttention.apply(*(_for_descriptor(x) for x in (q, k, v)), causal, scale)
 
-
 # %% [markdown]
 # ## Is it right?
 #
@@ -504,7 +493,6 @@ def flash_attention(
 # less one, fewer keys than queries and more, scores so low that a forgotten mask overflows, tensors
 # in memory as `(B, S, H, D)`; results start as NaN. Errors are in percent of the rounding of the
 # largest number. In the interpreter float64 takes the same kernels, and `gradcheck` is asked.
-
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -550,11 +538,7 @@ def check(device: str = "cuda") -> None:
         print(line)
     if device == "cpu":
         x = [torch.randn(1, 1, n, 32).double().requires_grad_() for n in (5, 7, 7)]
-        passed = torch.autograd.gradcheck(
-            lambda *x: flash_attention(*x, causal=True), x, fast_mode=True
-        )
-        print("gradcheck in float64:", passed)
-
+        print("gradcheck:", torch.autograd.gradcheck(flash_attention, x, fast_mode=True))
 
 # %%
 if __name__ == "__main__":
@@ -563,9 +547,10 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Is it fast?
 #
-# Sixteen heads, and as many sequences as make 16,384 tokens; the backward pass alone. Before you look: at 4,096 tokens and $D = 128$
-# the forward reached {{ rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }} TFLOP/s. What will kernels of seven products reach, when five are counted?
-
+# Sixteen heads, and as many sequences as make 16,384 tokens; the backward pass alone. Before you
+# look: at 4,096 tokens and $D = 128$ the forward reached
+# {{ rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }}
+# TFLOP/s. What will kernels of seven products reach, when five are counted?
 
 # %% tags=["fold"]
 def bench(measure):
@@ -630,14 +615,9 @@ def bench(measure):
     by_keys = flash_attention_dkdv_kernel, "mnnmnn", (q, k, v, do, dk, dv), *rest
     by_queries = flash_attention_dq_kernel, "mnnmmm", (q, k, v, out, do, dq), *rest
     for tile in ((64, 64, 4, 1), (64, 64, 4, 2), (64, 128, 8, 2), (128, 128, 8, 2)):
-        name, dq_call = (
-            "{}x{}_{}_{}".format(*tile),
-            partial(_launch, *by_queries, tile, MASKED=False),
-        )
-        calls |= {
-            f"triton_dkdv_{name}": partial(_launch, *by_keys, tile),
-            f"triton_dq_{name}": dq_call,
-        }
+        name = "{}x{}_{}_{}".format(*tile)
+        calls[f"triton_dkdv_{name}"] = partial(_launch, *by_keys, tile)
+        calls[f"triton_dq_{name}"] = partial(_launch, *by_queries, tile, MASKED=False)
     products = {name: 3 if "dq" in name else 4 for name in calls} | {"triton_first": 5}
     timings = measure(calls)
     found = [rows(q, k, False, {name: timings[name]}, products[name])[0] for name in calls]
@@ -653,7 +633,6 @@ def bench(measure):
         }, memory=True))  # fmt: skip
     title = "with its forward, 8 heads × 128, bfloat16: memory beyond the inputs"
     yield benchmark("memory", title, found, None)
-
 
 # %% [markdown]
 # {{ figure("flash_backward_d128_full", providers=["triton", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient"], caption="D = 128, full: ahead of flash attention 2 at every length; cuDNN, with five products, leads.") }}
@@ -680,9 +659,10 @@ def bench(measure):
 # {% set ours = row("flash_backward_d128_full", provider="triton", seq_len=4096) %}{% set best = row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
 # {% set odd = row("flash_backward_odd", provider="triton", seq_len=4097) %}{% set even = row("flash_backward_odd", provider="triton", seq_len=4096, n_keys=4096) %}
 # {{ claim(best.ms < 0.97 * ours.ms and odd.tflops > 0.85 * even.tflops) }}
-# **cuDNN** takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time. It does five products: its programs own keys and
-# add up $dQ$ in memory, through the copy engine. And it issues the next product before it waits for
-# the last, which `tl` cannot say: it waits for $S$ before $dP$ may start.
+# **cuDNN** takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time. Kernels of that rank,
+# as [flash attention 3](https://arxiv.org/abs/2407.08608), do five products, $dQ$ added up in
+# memory, and start a product before they wait for the last. `tl` waits for $S$ before $dP$ may
+# start.
 #
 # **Odd lengths** pay for tiles that are not full:
 #
@@ -690,15 +670,14 @@ def bench(measure):
 #
 # ## What to remember
 #
-# 1. A matrix that one product rebuilds need not be stored: on a chip with more arithmetic than
-#    bandwidth, recomputing is the faster way as well as the smaller.
+# 1. A matrix that one product rebuilds need not be stored: to recompute is faster, and smaller.
 # 2. A sum over what you have not may be one over what you have: $\delta = dO \cdot O$.
 # 3. Give every sum one owner, and every run gives the same bits. Count what that costs.
 #
 # ## Exercises
 #
 # ??? question "1. A sink (ten minutes)"
-#     Let each row's softmax have one more score, $s_0$, with no value. What is $ds_0$? What changes?
+#     Let each row's softmax have one score more, $s_0$, with no value. What is $ds_0$? What else?
 #
 #     ??? success "Answer"
 #         $dp_0 = 0$: $ds_0 = -p_0 \delta$, summed over queries. $L$ contains $s_0$; the rest stays.
@@ -719,5 +698,6 @@ def bench(measure):
 # out.sum().backward()
 # ```
 #
-# The file, or the block "Copy this kernel", needs torch and triton alone: [`flash_attention`][examples.attention.flash_attention_backward.flash_attention]. Where cuDNN is
+# The file, or the block "Copy this kernel", needs torch and triton alone:
+# [`flash_attention`][examples.attention.flash_attention_backward.flash_attention]. Where cuDNN is
 # faster and its sums in any order will do, take `scaled_dot_product_attention`.
