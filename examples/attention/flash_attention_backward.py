@@ -109,8 +109,7 @@ if __name__ == "__main__":
 #
 # The kernel of the lecture before, with what a backward pass asks for. The log-sum-exp stays in
 # powers of 2, as the kernel has it: $P = 2^{S \tau \log_2 e - L}$ is a multiply-add and an `exp2`
-# an element. It is $+\infty$ for a query that sees no key, whose weights then are 0. And `lse` is
-# written for whole tiles (`padded` rows), so that no later load needs a
+# an element. And `lse` is written for whole tiles (`padded` rows), so that no later load needs a
 # [mask](../glossary.md#mask). Sums are float64 if inputs are: the
 # [interpreter](../glossary.md#interpreter) can, `gradcheck` wants it.
 #
@@ -174,10 +173,9 @@ def flash_attention_kernel(
         v = v_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], out_dtype=FLOAT)
         row_max = new_max
-    some = row_sum > 0
-    row_sum = tl.where(some, row_sum, 1.0)
-    lse = tl.where(some, row_max + tl.log2(row_sum), float("inf"))
-    tl.store(lse_ptr + head.to(tl.int64) * padded + offs_m, lse)
+    # a query that sees no key: 0 / 1, and its log-sum-exp is never used, since masked
+    row_sum = tl.where(row_sum > 0, row_sum, 1.0)
+    tl.store(lse_ptr + head.to(tl.int64) * padded + offs_m, row_max + tl.log2(row_sum))
     out = (acc / row_sum[:, None]).to(q.dtype)
     out_desc.store([b, h, start_m, 0], out.reshape(1, 1, BLOCK_M, HEAD_DIM))
 
@@ -193,9 +191,8 @@ def flash_attention_kernel(
 @triton.jit
 def first_backward_kernel(
     q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, lse_ptr, delta_ptr, dq_ptr, n_heads,
-    n_queries, n_keys, padded, scale, scale_log2,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, FLOAT: tl.constexpr, ADD_DQ: tl.constexpr,
+    n_queries, n_keys, padded, scale, scale_log2, ADD_DQ: tl.constexpr, FLOAT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr,
 ):  # fmt: skip
     head, start_n = _tile(n_keys, BLOCK_N, False)
     b, h = head // n_heads, head % n_heads
@@ -253,9 +250,8 @@ def first_backward(do, q, k, v, out, lse, causal, scale, add_dq=True):
 @triton.jit
 def flash_attention_dq_kernel(
     q_desc, k_desc, v_desc, out_desc, do_desc, dq_desc, lse_ptr, delta_ptr, n_heads,
-    n_queries, n_keys, padded, scale, scale_log2,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, MASKED: tl.constexpr, FLOAT: tl.constexpr,
+    n_queries, n_keys, padded, scale, scale_log2, MASKED: tl.constexpr, FLOAT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one tile of queries, and `delta`, its sums of `do * out`; as the forward."""
     head, start_m = _tile(n_queries, BLOCK_M, IS_CAUSAL)
@@ -308,9 +304,8 @@ def flash_attention_dq_kernel(
 @triton.jit
 def flash_attention_dkdv_kernel(
     q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, lse_ptr, delta_ptr, n_heads,
-    n_queries, n_keys, padded, scale, scale_log2,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, FLOAT: tl.constexpr,
+    n_queries, n_keys, padded, scale, scale_log2, FLOAT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile of keys and values; tiles of scores are keys by queries."""
     head, start_n = _tile(n_keys, BLOCK_N, False)
@@ -595,9 +590,8 @@ def bench(measure):
             peers = ("triton", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient")
             calls = {provider: gradient(provider, q, k, v, do, causal) for provider in peers}
             found += rows(q, k, causal, measure(calls, hot=seq_len == 4096, host=True))
-        kind = "causal" if causal else "full"
-        title = f"{kind}, 16,384 tokens × 16 heads × {head_dim}, bfloat16"
-        yield benchmark(f"d{head_dim}_{kind}", title, found)
+        kind, heads = "causal" if causal else "full", f"16,384 tokens × 16 heads × {head_dim}"
+        yield benchmark(f"d{head_dim}_{kind}", f"{kind}, {heads}, bfloat16", found)
 
     found = []
     for n_queries, n_keys in ((4000, 4000), (4096, 4096), (4097, 4097), (4096, 1024)):
@@ -631,8 +625,7 @@ def bench(measure):
             "torch_unfused": lambda x=x, do=do: torch.autograd.grad(
                 flash_attention_reference(*x), x, do),
         }, memory=True))  # fmt: skip
-    title = "with its forward, 8 heads × 128, bfloat16: memory beyond the inputs"
-    yield benchmark("memory", title, found, None)
+    yield benchmark("memory", "with its forward, 8 heads × 128, bfloat16", found, None)
 
 # %% [markdown]
 # {{ figure("flash_backward_d128_full", providers=["triton", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient"], caption="D = 128, full: ahead of flash attention 2 at every length; cuDNN, with five products, leads.") }}
