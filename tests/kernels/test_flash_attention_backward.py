@@ -54,7 +54,7 @@ def facts_of(kernel, ptxas: str) -> dict:
     }
 
 
-def compile_all(variants=VARIANTS, tiles=None) -> list:
+def compile_all(variants=VARIANTS) -> list:
     """Compiles each variant's three kernels for sm_90 without a GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -94,7 +94,7 @@ def compile_all(variants=VARIANTS, tiles=None) -> list:
         q = torch.empty(2, 4, queries, head_dim, dtype=torch.bfloat16)
         k, lse = q.new_empty(2, 4, keys, head_dim), torch.empty(2, 4, -(-queries // 128) * 128)
         lecture.flash_attention_forward(q, k, k, q, lse, causal, 0.1)
-        lecture.flash_attention_backward(q, q, k, k, q, lse, q, k, k, causal, 0.1, tiles)
+        lecture.flash_attention_backward(q, q, k, k, q, lse, q, k, k, causal, 0.1)
         facts.append([facts_of(kernel, ptxas) for kernel in found[-1]])
     return facts
 
