@@ -39,7 +39,7 @@ def prose(text: str) -> str:
     text = BLOCK.sub(blank, FRONT_MATTER.sub(blank, text))
     # else a heading and the word below it could be a word said twice
     text = re.sub(r"(?m)^(#+ .*?[\w`)])$", r"\1.", text)
-    return NO_PROSE.sub(lambda match: f"qx{next(signs)}{blank(match)}", text)
+    return NO_PROSE.sub(lambda match: f"q{next(signs)}x{blank(match)}", text)
 
 
 def of_lecture(script: Path) -> str:

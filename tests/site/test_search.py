@@ -90,18 +90,21 @@ QUESTIONS = {
     "docker": ["install/#docker"],
     "which hardware": ["install/#will-my-hardware-do"],
     "out of shared memory": ["faq/#out-of-resource-shared-memory-required-hardware-limit"],
-    "autotune slow": ["faq/#why-does-autotune-take-so-long"],
+    "autotune slow": [
+        "faq/#why-does-autotune-take-so-long",
+        "faq/#why-is-the-first-call-so-slow",
+    ],
     "autotune corrupts tensor": ["faq/#why-does-autotune-corrupt-my-tensor"],
     "cpu tensor": ["faq/#pointer-argument-at-0-cannot-be-accessed-from-triton-cpu-tensor"],
     "torch.compile custom kernel": ["faq/#how-do-i-use-my-kernel-under-torchcompile"],
     "grouped ordering": ["faq/#why-does-grouped-ordering-group_size_m-show-no-gain"],
     "T4": ["faq/#does-triton-run-on-a-t4-or-v100"],
-    "AMD": ["install/#amd", "faq/#does-it-run-on-amd-or-intel-gpus"],
+    "AMD GPU": ["install/#amd", "faq/#does-it-run-on-amd-or-intel-gpus"],
     "NaN": ["faq/#why-do-i-get-nan"],
-    "who uses triton": ["production/#who-runs-it-and-for-what"],
+    "who uses triton": ["production/#who-uses-triton-and-for-what"],
     "triton vs cuda": ["why_triton/"],
     "how much does it save": ["production/#what-it-saves"],
-    "papers": ["resources/"],
+    "papers and talks": ["resources/"],
 }
 # asks the theme's worker, as its search field does: results are pages, the best section of each
 # first, and the field shows them in this order
