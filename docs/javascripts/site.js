@@ -38,6 +38,7 @@
     scrollable(".tabbed-labels", "Tabs, scroll sideways");
     scrollable("div.math", "Formula, scrolls sideways");
   };
+  addEventListener("resize", complete);
   document$.subscribe(() => {
     name(".md-search", () => "Search");
     complete();
