@@ -3,7 +3,7 @@
 (() => {
   const silent =
     "a an and any are as at be by can could do does doesn't for from get has have how i if in into is it its me my" +
-    " of on or should so than that the their then there these they this to was what what's when where which who" +
+    " not of on or should so take takes than that the their then there these they this to too was what what's when where which who" +
     " why will with would you your";
   const said = new RegExp(`(^|\\s)(?:(?:${silent.replaceAll(" ", "|")})\\s+)+`, "gi");
   const post = Worker.prototype.postMessage;
@@ -38,6 +38,7 @@
     scrollable(".tabbed-labels", "Tabs, scroll sideways");
     scrollable("div.math", "Formula, scrolls sideways");
   };
+  addEventListener("resize", complete);
   document$.subscribe(() => {
     name(".md-search", () => "Search");
     complete();
