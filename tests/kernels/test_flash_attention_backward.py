@@ -6,11 +6,7 @@ this file run as a script, and its machine code is looked at.
 
 import itertools
 import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -18,8 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from tests.kernels.sm_90 import SHARED_LIMIT, facts, pretend, run_as_script
+
 HEAD_DIMS = [32, 64, 128, 256]
-SHARED_LIMIT = 227 << 10  # bytes that a program may have on compute capability 9.0
 every_dtype = pytest.mark.parametrize(
     "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)], ids=str
 )
@@ -34,46 +31,11 @@ VARIANTS = [
 ]
 
 
-def facts_of(kernel, ptxas: str) -> dict:
-    """Registers, spills and shared memory of a compiled kernel, and what ptxas warned of."""
-    ptx = kernel.asm["ptx"]
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        command = [ptxas, "-v", "--gpu-name=sm_90a", source, "-o", source.with_suffix(".cubin")]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return {
-        "kernel": kernel.metadata.name,
-        "shared": kernel.metadata.shared,
-        "wgmma": ptx.count("wgmma.mma_async"),
-        "loads": len(re.findall(r"cp\.async\.bulk\.tensor\.4d\.shared", ptx)),
-        "atomics": len(re.findall(r"\b(atom|red)\.", ptx)),
-        "registers": int(re.search(r"Used (\d+) registers", told)[1]),
-        "spills": sum(map(int, re.findall(r"(\d+) bytes spill", told))),
-        "serialized": "serialized" in told,
-    }
-
-
 def compile_all(variants=VARIANTS) -> list:
     """Compiles each variant's three kernels for sm_90 without a GPU."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    class Driver:
-        def get_current_target(self):
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self):
-            return 0
-
-        def get_current_stream(self, device=0):
-            return 0
-
-    triton.runtime.driver.set_active(Driver())
+    pretend()
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples/attention"))
     import flash_attention_backward as lecture
-
-    facts, ptxas = [], triton.knobs.nvidia.ptxas.path
 
     class Compiled:
         def __init__(self, kernel):
@@ -95,28 +57,22 @@ def compile_all(variants=VARIANTS) -> list:
         k, lse = q.new_empty(2, 4, keys, head_dim), torch.empty(2, 4, -(-queries // 128) * 128)
         lecture.flash_attention_forward(q, k, k, q, lse, causal, 0.1)
         lecture.flash_attention_backward(q, q, k, k, q, lse, q, k, k, causal, 0.1)
-        facts.append([facts_of(kernel, ptxas) for kernel in found[-1]])
-    return facts
+    return [[facts(kernel) for kernel in kernels] for kernels in found]
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict:
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, __file__]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, result.stderr
-    return dict(zip(VARIANTS, json.loads(result.stdout), strict=True))
+    return dict(zip(VARIANTS, run_as_script(__file__), strict=True))
 
 
 @pytest.mark.interpreter  # a GPU's tests compile and run them
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v)))
 def test_machine_code(compiled, variant):
-    forward, dq, dkdv = compiled[variant]
-    for facts in (forward, dq, dkdv):
-        assert facts["shared"] <= SHARED_LIMIT
-        assert facts["spills"] == 0 and not facts["serialized"]
-        assert facts["atomics"] == 0
-        assert facts["wgmma"] > 0 and facts["loads"] > 0
+    for kernel in compiled[variant]:
+        assert kernel["shared"] <= SHARED_LIMIT
+        assert kernel["spills"] == 0 and not kernel["serialized"]
+        assert kernel["atomics"] == 0
+        assert kernel["wgmma"] > 0 and kernel["loads"] > 0
 
 
 def test_what_is_read_past_the_end_was_written(lecture):
