@@ -2,7 +2,7 @@
 
 python isolated.py import softmax.py          imports it; defining must be all that it does
 python isolated.py run softmax.py             runs it as `python softmax.py`
-python isolated.py call softmax.py softmax    imports it, and calls functions with tensors on the CPU
+python isolated.py call softmax.py softmax    imports it, calls functions with CPU tensors
 """
 
 import contextlib
