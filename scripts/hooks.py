@@ -11,17 +11,21 @@ from __future__ import annotations
 import functools
 import html
 import importlib
+import json
 import logging
 import re
 import sys
 from pathlib import Path
 
 from mkdocs.plugins import event_priority
-from mkdocs.structure.files import File
+from mkdocs.structure.files import File, InclusionLevel
+from mkdocs.utils.meta import get_data
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from scripts import (  # noqa: E402
+    cards,
+    export,
     figures,
     lectures,
     mathml,
@@ -29,31 +33,40 @@ from scripts import (  # noqa: E402
     pages,
     palette,
     rows,
+    tags,
     templates,
 )
 
 log = logging.getLogger("mkdocs.plugins.lectures")
 site: pages.Site
+texts: dict[str, str]  # pages as plain Markdown, by their source
+syllabus: list[tuple]  # the parts' titles and pages, in order
 
 _BODY = re.compile(r'<script type="text/markdown">(.*)</script>', re.S)
+_OUTSIDE = re.compile(r'<a (?=href="https?://)')
 _MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
 
 
 def on_config(config):
     # a preview loads this file once; what it rests on follows every edit
-    for module in (lectures, palette, rows, figures, templates, mathml, pages, notebooks):
+    rests_on = (lectures, palette, rows, figures, templates, mathml, pages, notebooks)
+    for module in (*rests_on, tags, cards, export):
         importlib.reload(module)
 
 
 @event_priority(100)  # before mkdocs-jupyter, which takes up the notebooks
 def on_files(files, config):
-    global site
+    global site, texts
     # each message once: a loop repeats a claim that fails
     report = functools.cache(log.warning)
     site = pages.Site(ROOT, config.extra["gpu"], report, lectures.syllabus(ROOT))
+    texts = {}
     cache = ROOT / ".cache" / "lectures"
     for name, lecture in site.lectures.items():
-        page, download = notebooks.notebooks(site, lecture, f"{name}/", config.site_url)
+        url = f"{name}/"
+        cells = notebooks.rendered(site, lecture, url)
+        texts[f"{name}.py"] = export.from_cells(site, cells, url, config.site_url)
+        page, download = notebooks.notebooks(site, lecture, cells, url, config.site_url)
         path = cache / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
@@ -65,8 +78,20 @@ def on_files(files, config):
         files.append(File.generated(config, f"{beside}.ipynb", content=download))
     script = ROOT / "scripts" / "verify_install.py"  # the install guide offers it
     files.append(File.generated(config, script.name, abs_src_path=str(script)))
+    for uri, text in tags.pages(site).items():
+        # outside the syllabus: no page before them and none after
+        outside = InclusionLevel.NOT_IN_NAV
+        files.append(File.generated(config, uri, content=text, inclusion=outside))
+    files.append(File.generated(config, "javascripts/lectures.js", content=_lecture_list()))
     _hand_over_files(files, config)
     return files
+
+
+def _lecture_list() -> str:
+    """What docs/javascripts/progress.js knows of the syllabus."""
+    known = [[name, found.meta["title"], found.minutes] for name, found in site.lectures.items()]
+    listed = json.dumps(known, ensure_ascii=False, separators=(",", ":"))
+    return f"// Generated: path, title and minutes of every lecture.\nvar lectures = {listed};\n"
 
 
 def _hand_over_files(files, config) -> None:
@@ -89,16 +114,32 @@ def on_page_markdown(markdown, page, config, files):
         parts = (_header(lecture, config), _not_recorded(lecture))
         top = "\n\n".join(part for part in parts if part)
         body = re.sub(r"(?m)^# .+\n", lambda title: f"{title[0]}\n{top}\n", body, count=1)
-        return body + _kernel(lecture, page)
-    source = Path(page.file.abs_src_path) if page.file.abs_src_path else None
-    if not source or not page.file.src_uri.endswith(".md"):
-        return None
-    text = source.read_text(encoding="utf-8")
-    above = text[: text.find(markdown)].count("\n")  # the front matter
-    url = page.file.url.removeprefix("./")
-    rendered = site.templates.render(markdown, source, site.context(url), above + 1)
-    _hand_over_files(files, config)
-    return rendered
+        markdown = body + _kernel(lecture, page) + _end(lecture, page)
+    elif page.file.abs_src_path and page.file.src_uri.endswith(".md"):
+        source = Path(page.file.abs_src_path)
+        text = source.read_text(encoding="utf-8")
+        above = text[: text.find(markdown)].count("\n")  # the front matter
+        url = page.file.url.removeprefix("./")
+        markdown = site.templates.render(markdown, source, site.context(url), above + 1)
+        filled = site.fill(markdown, "text")
+        texts[page.file.src_uri] = export.plain(filled, url, config.site_url)
+        _hand_over_files(files, config)
+    page.meta["image"] = f"cards/{page.file.src_uri.rpartition('.')[0]}.png"
+    card = cards.png(_card(page, config), ROOT / ".cache" / "cards")
+    files.append(File.generated(config, page.meta["image"], content=card))
+    return markdown
+
+
+def _card(page, config) -> cards.Card:
+    """What other sites show beside a link to the page; a guide may name the lecture it shows."""
+    title = page.meta.setdefault("title", page.title)
+    description = page.meta.setdefault("description", config.site_description)
+    words = page.parent.title if page.parent else config.site_name, title, description
+    shown = page.meta.get("card", page.file.src_uri.removesuffix(".py"))
+    recording = site.recording(shown) if shown in site.lectures else rows.UNKNOWN
+    if recording is rows.UNKNOWN:
+        return cards.Card(*words)
+    return cards.of_recording(*words, recording)
 
 
 def _header(lecture: pages.Lecture, config) -> str:
@@ -124,10 +165,13 @@ def _header(lecture: pages.Lecture, config) -> str:
         for href, icon, text, download in buttons
     ]
     outcome = lecture.meta["outcome"]
+    tagged = tags.links(lecture)
+    about = f"About {tagged}\n{{: .lecture-tags data-search-exclude='' }}\n\n" if tagged else ""
     return (
         '<div class="lecture-header" markdown>\n\n'
         f"{' · '.join(facts)}\n{{: .lecture-facts }}\n\n"
         f"Afterwards you can {outcome[:1].lower()}{outcome[1:]}\n{{: .lecture-outcome }}\n\n"
+        f"{about}"
         f"{' '.join(links)}\n{{: .lecture-links data-search-exclude='' }}\n\n</div>"
     )
 
@@ -159,6 +203,48 @@ def _kernel(lecture: pages.Lecture, page) -> str:
     )
 
 
+def _end(lecture: pages.Lecture, page) -> str:
+    """What comes next, where the lecture does not say it itself; progress.js adds to it."""
+    following, words = page.next_page, ""
+    if following and not lecture.leads_to:
+        source = following.file.src_uri
+        meta = _lecture(following).meta if _lecture(following) else _front_matter(following.file)
+        words = f"Next: [{meta['title']}](../{source}). {meta['description']}"
+    return (
+        f'\n\n<div class="lecture-end" data-lecture="{lecture.name}" data-search-exclude markdown>'
+        f"\n\n{words}\n\n</div>\n"
+    )
+
+
+def _front_matter(file) -> dict:
+    return get_data(Path(file.abs_src_path).read_text(encoding="utf-8"))[1]
+
+
+def on_nav(nav, config, files):
+    global syllabus
+    syllabus = [(item.title, page) for item in nav if item.is_section for page in item.children]
+
+
+def on_post_build(config):
+    """Writes what language models and other readers of plain text ask for."""
+    written = [
+        export.Text(
+            page.file.url,
+            part,
+            page.meta["title"],
+            page.meta["description"],
+            texts[page.file.src_uri],
+        )
+        for part, page in syllabus
+    ]
+    about = config.site_name, config.site_description, config.site_url
+    folder = Path(config.site_dir)
+    for text in written:
+        (folder / text.path).write_text(text.markdown, encoding="utf-8")
+    (folder / export.COURSE).write_text(export.course(*about, written), encoding="utf-8")
+    (folder / export.INDEX).write_text(export.index(*about, written), encoding="utf-8")
+
+
 @event_priority(-50)
 def on_page_content(content, page, config, files):
     def formula(match: re.Match) -> str:
@@ -171,4 +257,5 @@ def on_page_content(content, page, config, files):
             log.warning("%s: %s, in: %s", page.file.edit_uri or page.file.src_uri, error, latex)
             return f"<{tag}><code>{html.escape(latex)}</code></{tag}>"
 
+    content = _OUTSIDE.sub('<a rel="external" ', content)
     return site.fill(_MATH.sub(formula, content), "html")

@@ -49,7 +49,7 @@ def _output(recorded: dict) -> nbformat.NotebookNode:
     return nbformat.from_dict(recorded)
 
 
-def _cells(site: Site, lecture: Lecture, url: str) -> list[nbformat.NotebookNode]:
+def rendered(site: Site, lecture: Lecture, url: str) -> list[nbformat.NotebookNode]:
     """The lecture's cells with expressions evaluated and recorded outputs in place."""
     context = site.context(url, lecture.name)
     recorded = iter(site.outputs(lecture.name))
@@ -82,9 +82,10 @@ def _write(cells: list[nbformat.NotebookNode], lecture: Lecture) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
-def notebooks(site: Site, lecture: Lecture, url: str, site_url: str) -> tuple[str, str]:
-    """The page's notebook and the one to download, as JSON."""
-    cells = _cells(site, lecture, url)
+def notebooks(
+    site: Site, lecture: Lecture, cells: list[nbformat.NotebookNode], url: str, site_url: str
+) -> tuple[str, str]:
+    """The page's notebook and the one to download, as JSON; uses up the rendered cells."""
     page = _write(cells, lecture)
     own = nbformat.v4.new_code_cell(SETUP.strip("\n"), metadata={"tags": ["setup"]})
     own.id = "setup"
@@ -92,12 +93,12 @@ def notebooks(site: Site, lecture: Lecture, url: str, site_url: str) -> tuple[st
         cell.metadata.pop("summary", None)
         if cell.cell_type == "markdown":
             prose = site.fill(cell.source, "notebook").replace("{site}", site_url)
-            cell.source = _links(to_jupyter(prose), url, site_url)
+            cell.source = absolute_links(to_jupyter(prose), url, site_url)
     return page, _write([cells[0], own, *cells[1:]], lecture)
 
 
-def _links(prose: str, url: str, site_url: str) -> str:
-    """Links to the site's sources made absolute."""
+def absolute_links(prose: str, url: str, site_url: str) -> str:
+    """Links to the site's sources made absolute; `url` is the page's, below the site's root."""
     folder = posixpath.dirname(url.rstrip("/"))
 
     def page(match: re.Match) -> str:
@@ -110,8 +111,13 @@ def _links(prose: str, url: str, site_url: str) -> str:
     return _REFERENCE.sub(lambda m: f"]({site_url}reference/#{m['id']})", prose)
 
 
-def to_jupyter(prose: str) -> str:
-    """Material's notes, folds and tabs in Markdown that Jupyter and Colab render."""
+def to_jupyter(prose: str, folds: bool = True) -> str:
+    """Material's notes, folds and tabs in Markdown that Jupyter and Colab render.
+
+    Args:
+        prose: Material's Markdown.
+        folds: As HTML, which Markdown has no word for; else their titles stand in bold.
+    """
     lines, out, fence = prose.split("\n"), [], None
     while lines:
         line = lines.pop(0)
@@ -124,13 +130,13 @@ def to_jupyter(prose: str) -> str:
         body = []
         while lines and (lines[0].startswith("    ") or not lines[0].strip()):
             body.append(lines.pop(0))
-        inner = to_jupyter(textwrap.dedent("\n".join(body)).strip("\n"))
+        inner = to_jupyter(textwrap.dedent("\n".join(body)).strip("\n"), folds)
         title = block["title"] or block["kind"].partition(" ")[0].capitalize()
-        if block["mark"] == "===":
-            out += [f"**{title}**", "", inner, ""]
-        elif block["mark"] == "!!!":
+        if block["mark"] == "!!!":
             quoted = textwrap.indent(f"**{title}**\n\n{inner}", "> ", lambda line: True)
             out += [quoted, ""]
+        elif block["mark"] == "===" or not folds:
+            out += [f"**{title}**", "", inner, ""]
         else:
             out += [f"<details><summary>{title}</summary>", "", inner, "", "</details>", ""]
     return "\n".join(out)

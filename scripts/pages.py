@@ -22,6 +22,7 @@ from scripts import figures, lectures, palette, rows
 from scripts.templates import Templates
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.S)
+_NEXT = re.compile(r"\bNext:\s+\[[^\]]*\]\((?P<path>[\w/.]+)\.py\)")
 WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 25
 
 
@@ -31,6 +32,12 @@ class Block:
 
     html: str
     notebook: str  # the same in Jupyter's Markdown
+    numbers: str = ""  # a figure's table, for readers who have text alone
+
+    @property
+    def text(self) -> str:
+        """The block in plain Markdown."""
+        return self.numbers or self.notebook
 
 
 class LectureError(Exception):
@@ -68,6 +75,16 @@ class Lecture:
         words = sum(len(c.source.split()) for c in self.cells if c.kind == "markdown")
         lines = sum(c.source.count("\n") for c in self.cells if c.kind == "code")
         return max(1, round(words / WORDS_A_MINUTE + lines / CODE_LINES_A_MINUTE))
+
+    @cached_property
+    def leads_to(self) -> str:
+        """The lecture that its own last words send a reader to; empty where they name none."""
+        prose = "".join(cell.source for cell in self.cells if cell.kind == "markdown")
+        found = _NEXT.search(prose)
+        if not found:
+            return ""
+        target = self.script.parent / found["path"]
+        return f"{target.resolve().parent.name}/{target.stem}"
 
 
 class Site:
@@ -188,12 +205,16 @@ class Site:
         def diagram(name: str):
             return self._token(self._diagram(name, url, context))
 
+        def picture(name: str):
+            return self._token(self._picture(name, up, url, context))
+
         context |= {
             "figure": figure,
             "heatmap": heatmap,
             "table": table,
             "ladder": ladder,
             "diagram": diagram,
+            "picture": picture,
             "roofline": lambda **options: self._token(self._roofline(up, **options)),
             "results": lambda: self._token(self._results(up)),
             "gpu_tests": lambda: self._token(self._gpu_tests()),
@@ -208,7 +229,7 @@ class Site:
         return f"\ue000{len(self.blocks) - 1}\ue001"
 
     def fill(self, text: str, form: str) -> str:
-        """Blocks in place of their tokens: `form` is "html" or "notebook"."""
+        """Blocks in place of their tokens: `form` is "html", "notebook" or "text"."""
         token = r"\ue000(\d+)\ue001"
         if form == "html":
             token = rf"<p>\s*{token}\s*</p>|{token}"
@@ -231,8 +252,6 @@ class Site:
         chart = kind(recording.benchmark(name), **options)
         digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
         stem = f"figures/{lecture}/{name}-{digest}" if options else f"figures/{lecture}/{name}"
-        numbers = _html_table(*chart.table())
-        summary = f"The numbers: {chart.label}"
         return self._card(
             up,
             stem,
@@ -241,8 +260,8 @@ class Site:
             title=chart.benchmark.title,
             caption=caption,
             source=f"{_environment(recording.env)} · {self._data_link(up, lecture)}",
-            details=f"<details data-search-exclude><summary>{html.escape(summary)}</summary>"
-            f"{numbers}</details>",
+            summary=chart.label,
+            numbers=chart.table(),
         )
 
     def _card(
@@ -255,7 +274,8 @@ class Site:
         title: str,
         caption: str,
         source: str,
-        details: str,
+        summary: str,
+        numbers: tuple[list[str], list[list[str]]],
     ) -> Block:
         width, height = figures.pixels(svg)
         images = []
@@ -270,11 +290,17 @@ class Site:
             f'<figure class="measurement"><p class="measurement-title">{html.escape(title)}</p>'
             f"{''.join(images)}<figcaption>{text}"
             f'<p class="measurement-source" data-search-exclude>{source}</p>'
-            f"</figcaption>{details}</figure>"
+            f"</figcaption><details data-search-exclude><summary>The numbers: "
+            f"{html.escape(summary)}</summary>{_html_table(*numbers)}</details></figure>"
         )
         image = f"![{alt}]({{site}}{stem}.light.svg)"
         source = re.sub(r"<[^>]+>", "", source).removesuffix(" · data (JSON)")
-        return Block(page, f"**{title}**\n\n{image}\n\n{caption}\n\n*{source}*")
+        table = f"**{title}: {summary}**\n\n{_markdown_table(*numbers)}"
+        return Block(
+            page,
+            f"**{title}**\n\n{image}\n\n{caption}\n\n*{source}*",
+            f"{table}\n\n{caption}\n\n*{source}*",
+        )
 
     def _data_link(self, up: str, lecture: str) -> str:
         path = f"recorded/{self.gpu}/{lecture}.json"
@@ -338,6 +364,39 @@ class Site:
         words = html.unescape(title[1]) if title else name
         return Block(page, f"*Diagram: {words}* ([see it on the page]({{site}}{url}))")
 
+    def _picture(self, name: str, up: str, url: str, context: dict) -> Block:
+        """A drawing that a script of its name sets in motion; a notebook shows it as it stands."""
+        path = self.root / "docs" / "pictures" / f"{name}.html"
+        if not path.exists():
+            raise rows.RowError(f"no picture {path.relative_to(self.root)}")
+
+        def source(lecture: str) -> str:
+            env = self.recording(lecture).env
+            return f"{_environment(env)} · {self._data_link(up, lecture)}"
+
+        template = path.read_text(encoding="utf-8")
+        content = self.templates.render(template, path, context | {"source": source})
+        page = (
+            f'<figure class="picture" id="picture-{name}" data-search-exclude>{content.strip()}'
+            f'<script type="module" src="{up}javascripts/pictures/{name}.js"></script></figure>'
+        )
+        svg = re.search(r'<svg .*?aria-label="(.*?)".*</svg>', content, re.S)
+        file = f"figures/pictures/{name}.svg"
+        self.files[file] = self._standalone(svg[0])
+        image = f"![{html.unescape(svg[1])}]({{site}}{file})"
+        return Block(page, f"{image}\n\n*[Move it on the page]({{site}}{url}#picture-{name})*")
+
+    def _standalone(self, svg: str) -> str:
+        """An SVG of a page as a file, with the style sheet's classes and the light scheme."""
+        styles = (self.root / "docs" / "stylesheets" / "site.css").read_text(encoding="utf-8")
+        rules = "".join(re.findall(r"(?m)^(?:\.dg-|:is\(\.dg-).*}$", styles))
+        for role, colour in palette.variables("light").items():
+            rules = rules.replace(f"var(--tl-{role})", colour)
+        rules += "text { font-family: sans-serif } .dg-mono { font-family: monospace }"
+        ground = f'<rect width="100%" height="100%" fill="{palette.SCHEMES["light"]["bg"]}"/>'
+        opening, _, drawing = svg.partition(">")
+        return f'{opening} xmlns="http://www.w3.org/2000/svg"><style>{rules}</style>{ground}{drawing}\n'
+
     def _roofline(self, up: str, caption: str = "", dtype: str = "bfloat16"):
         """This GPU's ceilings, and the fastest row of every recorded kernel under them."""
         found = [(name, rec) for gpu, name, rec in self.recordings() if gpu == self.gpu]
@@ -369,8 +428,8 @@ class Site:
             title=f"Roofline, {newest.env['gpu']}",
             caption=caption,
             source=f"{_environment(newest.env)} · {self._data_link(up, name)}",
-            details="<details data-search-exclude><summary>The numbers: the fastest row of each "
-            f"kernel</summary>{_html_table(header, body)}</details>",
+            summary="the fastest row of each kernel",
+            numbers=(header, body),
         )
 
     def _results(self, up: str) -> Block:

@@ -94,13 +94,21 @@ def to_dark(drawing: str) -> str:
     return drawing
 
 
+def variables(scheme: str) -> dict[str, str]:
+    """A scheme's colours by name, and `<series>-fill`, a tint for areas."""
+    colours = SCHEMES[scheme]
+    return colours | {f"{s}-fill": mix(colours[s], colours["bg"], FILL) for s in SERIES}
+
+
 def css() -> str:
-    """The style sheet of variables: `--tl-<role>`, and `--tl-<series>-fill`, a tint for areas."""
+    """The style sheet of variables: `--tl-<name>` for each of a scheme's."""
     blocks = []
-    for scheme, colours in SCHEMES.items():
-        fills = {f"{s}-fill": mix(colours[s], colours["bg"], FILL) for s in SERIES}
-        lines = [f"  --tl-{name}: {value};" for name, value in (colours | fills).items()]
+    for scheme in SCHEMES:
+        lines = [f"  --tl-{name}: {value};" for name, value in variables(scheme).items()]
         selector = f'[data-md-color-scheme="{MATERIAL_SCHEMES[scheme]}"]'
         blocks.append("\n".join([selector + " {", *lines, "}"]))
+    # paper is light
+    on_paper = blocks[0].replace(MATERIAL_SCHEMES["light"], MATERIAL_SCHEMES["dark"])
+    blocks.append(f"@media print {{\n{on_paper}\n}}")
     header = "/* Generated from scripts/palette.py by the build. */\n"
     return header + "\n".join(blocks) + "\n"

@@ -262,6 +262,12 @@ def format_ms(ms: float) -> str:
     return f"{significant(ms)}{_SPACE}ms"
 
 
+def format_time(ms: float) -> str:
+    """In the unit that reads best: ns, µs or ms."""
+    power = 2 if ms < 1e-3 else 1 if ms < 1 else 0
+    return f"{significant(ms * 1e3**power)}{_SPACE}{('ms', 'µs', 'ns')[power]}"
+
+
 def format_pct(percent: float) -> str:
     return f"{percent:.0f}{_SPACE}%"
 
@@ -294,10 +300,13 @@ def format_n(value: float, digits: int = 0) -> str:
 
 FILTERS = {
     "ms": format_ms,
+    "time": format_time,
     "pct": format_pct,
     "times": format_times,
     "tbps": format_tbps,
     "tflops": format_tflops,
     "bytes": format_bytes,
     "n": format_n,
+    "significant": significant,
+    "log10": math.log10,  # where a drawing has a logarithmic axis
 }

@@ -1,3 +1,18 @@
+// The theme's search takes every word for the beginning of one: the "is" of a question finds "issue".
+// So words that say nothing do not reach its worker; the last one is left, for it may go on.
+(() => {
+  const silent =
+    "a an and any are as at be by can could do does doesn't for from get has have how i if in into is it its me my" +
+    " not of on or should so take takes than that the their then there these they this to too was what what's when where which who" +
+    " why will with would you your";
+  const said = new RegExp(`(^|\\s)(?:(?:${silent.replaceAll(" ", "|")})\\s+)+`, "gi");
+  const post = Worker.prototype.postMessage;
+  Worker.prototype.postMessage = function (message, ...others) {
+    const asked = message?.type === 2 && typeof message.data === "string";
+    return post.call(this, asked ? { ...message, data: message.data.replace(said, "$1") } : message, ...others);
+  };
+})();
+
 // What the theme leaves out for keyboards and screen readers. Runs again after instant navigation.
 (() => {
   const name = (selector, label) => {
@@ -23,6 +38,7 @@
     scrollable(".tabbed-labels", "Tabs, scroll sideways");
     scrollable("div.math", "Formula, scrolls sideways");
   };
+  addEventListener("resize", complete);
   document$.subscribe(() => {
     name(".md-search", () => "Search");
     complete();

@@ -2,7 +2,7 @@
 # ---
 # title: Flash attention
 # description: Exact attention without the N×N matrix, from the online softmax to a tuned tensor-core kernel, with time and memory measured.
-# tags: [attention, tensor-core, online-softmax]
+# tags: [attention, tensor cores, online softmax]
 # prerequisites: [foundations/programming_model, fusion/softmax]
 # outcome: Write attention as one loop over tiles, know what it saves in bytes, and say which unit of the chip limits it.
 # ---

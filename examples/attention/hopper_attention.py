@@ -2,7 +2,7 @@
 # ---
 # title: Attention on Hopper
 # description: The flash-attention forward in Gluon, from one consumer to softmax under product and tiles dealt out by hand, each rung measured and explained.
-# tags: [attention, tensor-core, Gluon, wgmma, TMA, warp specialisation]
+# tags: [attention, tensor cores, Gluon, wgmma, TMA, warp specialisation]
 # prerequisites: [attention/flash_attention]
 # outcome: Count the cycles of a loop on two units of the chip, and write a kernel in Gluon that runs both at once.
 # ---

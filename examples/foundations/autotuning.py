@@ -407,7 +407,7 @@ if __name__ == "__main__":
 #
 # Best, tune before anything counts, on tensors made for it. As to the key:
 #
-# - **`M`** tunes at each new value. A batch or sequence that varies tunes for ever.
+# - **`M`** tunes at each new value. A batch or sequence that varies tunes forever.
 # - **`M_bucket`**, M rounded up to a power of two, is an argument made for the key.
 # - **`m`** is no argument, and an unknown name is passed over in silence.
 # - A key holds no strides, no alignment, no device: a transposed matrix or a second GPU gets what

@@ -222,7 +222,8 @@ def ms_in_a_loop(fn, count=100):
 # At 1,024 rows, {{ cold.bytes | bytes }}, a warm cache turns {{ cold.us | n(1) }} µs into
 # {{ warm.us | n(1) }}: {{ warm.percent | pct }} of a copy through
 # memory.{{ claim(warm.percent > 115 > cold.percent) }} Both are true: what was
-# just written is in the cache, if it is small. This site flushes; count on memory, not on luck.
+# written a moment ago is in the cache, if it is small. This site flushes; count on memory, not
+# on luck.
 #
 # ### 6. The data are zeros
 #

@@ -241,10 +241,9 @@ def chase(table: torch.Tensor, position: torch.Tensor, n_hops: int) -> torch.Ten
 # {% set far_ns = row("memory_latency", working_set=2**30).ns %}
 # {% set far = row("memory_bandwidth", provider="triton", working_set=2**30).tbps %}
 #
-# To leave the launch out, we time a short and a long chase and divide the difference in time by the
-# difference in hops. Each launch goes on where the last one stopped; else it would find the last
-# one's lines in the cache. **Predict**: at 1.98 GHz a clock takes half a nanosecond. How many
-# clocks is a trip to HBM?
+# To leave the launch out, we time a short and a long chase and divide the difference in time by
+# that in hops. Each launch goes on where the last one stopped; else it would find that one's lines
+# in the cache. **Predict**: at 1.98 GHz a clock takes half a nanosecond. How many is a trip to HBM?
 #
 # {{ figure("memory_latency", y="ns", caption="A thread waits " ~ (l1_ns | n) ~ " ns for a load "
 #    ~ "from L1, " ~ (l2_ns | n) ~ " ns from L2 and " ~ (far_ns | n) ~ " ns from HBM.") }}
@@ -341,13 +340,14 @@ def empty_kernel():
 # ## The price of a launch
 #
 # {{ figure("launch_overhead", y="us", caption="Kernels that do nothing, queued: each costs the "
-#    ~ "GPU another " ~ (gpu_us | n(1)) ~ " µs.") }}
+#    ~ "GPU another " ~ (gpu_us | n(1)) ~ " µs.") }} {{ claim(host_us > gpu_us) }}
 #
 # `empty_kernel` costs the GPU {{ gpu_us | n(1) }} µs, and Python {{ host_us | n(1) }} µs
-# ({{ (zeros.host_us / 16) | n(1) }} µs for PyTorch's `zero_`). Python works ahead while the GPU
-# computes, so you do not notice, until kernels are shorter than that; then the GPU waits for Python
-# ([launch overhead](../glossary.md#launch-overhead)). In {{ host_us | n(1) }} µs HBM delivers
-# {{ (host_us * read.tbps) | n }} MB. {{ claim(host_us > gpu_us) }}
+# ({{ (zeros.host_us / 16) | n(1) }} µs for PyTorch's `zero_`). Python works ahead, unnoticed until
+# kernels are shorter; then the GPU waits ([launch overhead](../glossary.md#launch-overhead)). HBM
+# delivers {{ (host_us * read.tbps) | n }} MB in the time that Python takes.
+#
+# {{ picture("memory") }}
 #
 # ## Why fusion wins, counted
 #

@@ -128,6 +128,8 @@ if __name__ == "__main__":
     show_copy(copy_kernel)
 
 # %% [markdown]
+# {{ picture("masks") }}
+#
 # ## A block is not a thread
 #
 # === "Triton"
@@ -153,8 +155,7 @@ if __name__ == "__main__":
 #     ```
 #
 # In CUDA you write what **one thread** does with one element; a *block* is a group of threads. In
-# Triton you write what **one program** does with a block of data; which thread gets which element
-# is the compiler's business.
+# Triton you write what **one program** does with a block of data; the compiler deals it out.
 #
 # {{ diagram("programming_threads") }}
 #
@@ -355,12 +356,11 @@ class _Add(torch.autograd.Function):
 # [warp](../glossary.md#warp) is 32 threads, a load 4, 8 or 16 bytes, a reduction halves a block
 # again and again: powers of two divide evenly, and any other length is a matter of the mask.
 #
-# A program runs on `num_warps` warps, 4 unless you say otherwise: 128 threads, with `BLOCK / 128`
-# elements each. One element a thread (`BLOCK = 128` above) is one load of 4 bytes each from `x` and
-# `y`; four (512) fill 16 bytes; eight (1,024) make two such loads, in flight together. Below 128,
-# threads repeat what others do. Larger blocks take more [registers](../glossary.md#register), so
-# fewer programs fit on an SM ([occupancy](../glossary.md#occupancy)). In bfloat16, which block will
-# be the smallest good one?
+# A program runs on `num_warps` warps, 4 by default: 128 threads, with `BLOCK / 128` elements each.
+# One element a thread (`BLOCK = 128` above) is a load of 4 bytes from `x` and one from `y`; four
+# (512) fill 16 bytes; eight (1,024) make two such loads, both in flight. Below 128, threads repeat
+# what others do. Larger blocks take more [registers](../glossary.md#register), so fewer programs
+# fit on an SM ([occupancy](../glossary.md#occupancy)). Which is the smallest good one in bfloat16?
 #
 # {{ figure("vector_add_block", caption="Below 512 elements, starting a program costs more than its work.") }}
 #

@@ -81,7 +81,7 @@ def add_rms_norm_reference(x, residual, weight, eps=1e-6):
 #   numbers; `_hold` passes the row through a line of assembly that hides the sameness.
 # - **Long rows** are shared, as in [softmax](softmax.py): `PARTS` programs leave their sums in
 #   slots and wait for those of the others. Each takes its place by ticket when it starts. So who
-#   waits, waits for programs that run or are next; none waits for ever.
+#   waits, waits for programs that run or are next; none waits forever.
 
 # %% tags=["copy"]
 @triton.jit

@@ -26,8 +26,7 @@
 # ## What it costs
 #
 # Written with PyTorch's operations, a softmax of $M$ rows and $N$ columns is five kernels. Each
-# reads its inputs from the GPU's main memory ([HBM](../glossary.md#hbm)) and writes its result
-# back there:
+# reads its inputs from main memory ([HBM](../glossary.md#hbm)) and writes its result back:
 #
 # | operation | elements read | elements written |
 # |---|---|---|
@@ -70,10 +69,10 @@ def softmax_reference(x: torch.Tensor) -> torch.Tensor:
 # %% [markdown]
 # ## Step 1: one row a program
 #
-# A [program](../glossary.md#program) of the [grid](../glossary.md#grid) takes one row. It loads
-# the row as one [block](../glossary.md#block), and from there on everything is a value in
-# [registers](../glossary.md#register): the maximum, the exponentials, their sum. Nothing is
-# written until the answer is.
+# A [program](../glossary.md#program) of the [grid](../glossary.md#grid) takes one row. It loads the
+# row as one [block](../glossary.md#block), and from there on everything is a value in
+# [registers](../glossary.md#register): the maximum, the exponentials, their sum. Only the answer is
+# written.
 #
 # A block's length is a power of two, a row's seldom is. The [mask](../glossary.md#mask) keeps the
 # lanes past the end from touching memory, and `other` says what they hold instead. It has to be a
@@ -147,12 +146,14 @@ def softmax_persistent_kernel(
 # s' = s \, e^{m - m'} + \sum_{j \in B} e^{x_j - m'},
 # $$
 #
-# because every term of $s$ was $e^{x_j - m}$ and should have been $e^{x_j - m'}$. This is [online
+# for every term of $s$ was $e^{x_j - m}$ and should be $e^{x_j - m'}$. This is [online
 # softmax](../glossary.md#online-softmax) ([Milakov and Gimelshein,
-# 2018](https://arxiv.org/abs/1805.02867)), and [flash attention](../attention/flash_attention.py)
-# rests on it.
+# 2018](https://arxiv.org/abs/1805.02867)); [flash attention](../attention/flash_attention.py) rests
+# on it.
 #
 # {{ diagram("softmax_online") }}
+#
+# {{ picture("online_softmax") }}
 #
 # With $m$ and $s$ known a second pass writes the outputs, and has to read the row again. Is that a
 # third trip through memory? Not where the row is still near: the first pass left it in the
@@ -303,7 +304,7 @@ def softmax_kernel(
 # short ones fewer threads. The numbers come from trying others on this page's GPU.
 #
 # Triton's [interpreter](../glossary.md#interpreter) runs programs one after the other; waiting for
-# a later one would last for ever. There the kernel runs twice without waiting: the second time
+# a later one would last forever. There the kernel runs twice without waiting: the second time
 # every pair is in its place.
 
 # %% tags=["copy"]
@@ -522,7 +523,7 @@ if __name__ == "__main__":
 # ## Is it fast?
 #
 # Before you look: a copy reads and writes each element once, and so does this kernel. Where will
-# it come closest to the copy, where fall behind first: at narrow rows, at rows that just fit, at
+# it come closest to the copy, where fall behind first: at narrow rows, at rows that barely fit, at
 # the longest, or at odd widths? Every width has 2²⁹ elements, so all move the same 2 GiB.
 
 # %% tags=["fold"]
@@ -607,8 +608,7 @@ def bench(measure):
 # - {{ ours.n_rows }} × {{ n }} {{ ours.benchmark.dtype }}: {{ ours.ms | ms }},
 #   {{ ours.percent | pct }} of a copy's speed; torch
 #   {{ row(name, provider="torch", n_cols=n).ms | ms }}, torch.compile
-#   {{ row(name, provider="torch_compile", n_cols=n).ms | ms }}
-#   {{- claim(ours.percent >= 97) }}
+#   {{ row(name, provider="torch_compile", n_cols=n).ms | ms }} {{- claim(ours.percent >= 97) }}
 # {% endfor %}
 #
 # {{ figure("softmax_gradient",

@@ -2,7 +2,7 @@
 
 python isolated.py import softmax.py          imports it; defining must be all that it does
 python isolated.py run softmax.py             runs it as `python softmax.py`
-python isolated.py call softmax.py softmax    calls a function of it with tensors on the CPU
+python isolated.py call softmax.py softmax    imports it, calls functions with CPU tensors
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import io
 import itertools
+import json
 import re
 import runpy
 import sys
@@ -46,8 +47,8 @@ class OnlyTorchAndTriton:
         return None
 
 
-def call_on_cpu(function) -> None:
-    """Calls a function with CPU tensors of several ranks and dtypes; prints what each call raised.
+def call_on_cpu(function) -> list[str]:
+    """Calls a function with CPU tensors of several ranks and dtypes; says what each call raised.
 
     Some of them have the shape and dtype that the function wants.
     """
@@ -59,16 +60,18 @@ def call_on_cpu(function) -> None:
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default is parameter.empty
     ]
+    said = []
     for rank, dtype in itertools.product((1, 2, 3, 4), dtypes):
         shape = (2, 3, 64, 64)[-rank:]
         try:
             function(**{name: torch.ones(shape, dtype=dtype) for name in names})
-            print("returned")
+            said.append("returned")
         except Exception as error:
-            print(f"{type(error).__name__}: {error}")
+            said.append(f"{type(error).__name__}: {error}")
+    return said
 
 
-def main(action: str, path: str, function: str = "") -> None:
+def main(action: str, path: str, *functions: str) -> None:
     sys.path.pop(0)  # this script's own folder
     # triton needs numpy for the interpreter only, and does not say so
     sys.meta_path.insert(0, OnlyTorchAndTriton(*(["numpy"] if action == "run" else [])))
@@ -90,8 +93,7 @@ def main(action: str, path: str, function: str = "") -> None:
         spec.loader.exec_module(module)
     assert not output.getvalue(), f"importing printed {output.getvalue()!r}"
     assert not torch.cuda.is_initialized(), "importing woke the GPU"
-    if action == "call":
-        call_on_cpu(getattr(module, function))
+    print(json.dumps({name: call_on_cpu(getattr(module, name)) for name in functions}))
 
 
 if __name__ == "__main__":

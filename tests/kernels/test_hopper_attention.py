@@ -6,11 +6,7 @@ script, and its machine code is looked at.
 
 import itertools
 import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -18,12 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from tests.kernels.sm_90 import SHARED_LIMIT, facts, pretend, run_as_script
+
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 on_hopper = pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
 DTYPES = [torch.float16, torch.bfloat16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 both_kinds = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-SHARED_LIMIT = 227 << 10  # bytes that a program may have on compute capability 9.0
 
 # rung, head_dim, dtype, causal, queries, keys
 VARIANTS = [
@@ -36,78 +33,45 @@ VARIANTS = [
 ] + [("persistent", head_dim, "float16", True, 1000, 1000) for head_dim in (64, 128)]
 
 
-def compile_all() -> None:
-    """Compiles every variant for sm_90 on a machine without a GPU; prints a JSON list of facts."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    class Driver:
-        def get_current_target(self):
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self):
-            return 0
-
-        def get_current_stream(self, device=0):
-            return 0
-
-    triton.runtime.driver.set_active(Driver())
+def compile_all() -> list[dict]:
+    """Compiles every variant for sm_90 on a machine without a GPU."""
+    pretend()
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples/attention"))
     import hopper_attention as lecture
 
     lecture._sms = lambda device: 132
-    facts = []
+    found = []
     for rung, head_dim, dtype, causal, queries, keys in VARIANTS:
         q = torch.empty(2, 4, queries, head_dim, dtype=getattr(torch, dtype))
         k, lse = q.new_empty(2, 2, keys, head_dim), torch.empty(2, 4, queries)
         choice = lecture.RUNGS[rung]
         grid, arguments, options = lecture._plan(q, k, k, q, lse, causal, 0.1, **choice)
         compiled = lecture.hopper_attention_kernel.warmup(*arguments, grid=grid, **options)
-        ptx = compiled.asm["ptx"]
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "kernel.ptx"
-            source.write_text(ptx)
-            command = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", source]
-            command += ["-o", source.with_suffix(".cubin")]
-            told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        facts.append({
-            "shared": compiled.metadata.shared,
-            "wgmma": ptx.count("wgmma.mma_async"),
-            "loads": len(re.findall(r"cp\.async\.bulk\.tensor\.4d\.shared", ptx)),
-            "stores": len(re.findall(r"cp\.async\.bulk\.tensor\.4d\.global", ptx)),
-            "setmaxnreg": ptx.count("setmaxnreg"),
-            "registers": int(re.search(r"Used (\d+) registers", told)[1]),
-            "spills": sum(map(int, re.findall(r"(\d+) bytes spill", told))),
-            "serialized": "serialized" in told,
-        })  # fmt: skip
-    print(json.dumps(facts))
+        found.append(facts(compiled))
+    return found
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict:
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, __file__]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
-    return dict(zip(VARIANTS, json.loads(result.stdout), strict=True))
+    return dict(zip(VARIANTS, run_as_script(__file__), strict=True))
 
 
 @pytest.mark.interpreter  # a GPU's tests compile and run them
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v)))
 def test_machine_code(compiled, variant):
     rung, head_dim, *_ = variant
-    facts = compiled[variant]
+    kernel = compiled[variant]
     consumers = {"one": 1, "two": 2, "persistent": 2, "three": 3}[rung]
     # softmax under product has a first and a last step of its own
     products = (head_dim // 16 + 128 // 16) * (1 if rung in ("one", "two") else 2)
-    assert facts["wgmma"] == consumers * products
+    assert kernel["wgmma"] == consumers * products
     # TMA moves 64 columns at a time: queries of each consumer, keys, values
-    assert facts["loads"] >= head_dim // 64 * (consumers + 2)
-    assert facts["stores"] >= consumers
-    assert facts["shared"] <= SHARED_LIMIT
-    assert facts["spills"] == 0 and not facts["serialized"]
-    assert facts["setmaxnreg"] >= 2
-    assert facts["registers"] * 128 * (1 + max(consumers, 2)) <= 65536
+    assert kernel["loads"] >= head_dim // 64 * (consumers + 2)
+    assert kernel["stores"] >= consumers
+    assert kernel["shared"] <= SHARED_LIMIT
+    assert kernel["spills"] == 0 and not kernel["serialized"]
+    assert kernel["setmaxnreg"] >= 2
+    assert kernel["registers"] * 128 * (1 + max(consumers, 2)) <= 65536
 
 
 sizes = st.tuples(
@@ -403,4 +367,4 @@ def test_more_than_2_31_elements(lecture, causal):
 
 
 if __name__ == "__main__":
-    compile_all()
+    print(json.dumps(compile_all()))

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -199,6 +201,61 @@ def test_logsumexp(lecture, device):
 def test_refuses(lecture, device, error, words, call):
     with pytest.raises(error, match=words):
         call(lecture, torch.randn(3, 4, device=device))
+
+
+@triton.jit
+def _pair(value, col, other, other_col):
+    """The answer to exercise 2."""
+    lower = other_col < col
+    nan = (other != other) & ((value == value) | lower)
+    wins = (other > value) | ((other == value) & lower) | nan
+    return tl.where(wins, other, value), tl.where(wins, other_col, col)
+
+
+@triton.jit
+def _pair_kernel(x_ptr, out_ptr, col_ptr, n_cols, BLOCK: tl.constexpr):
+    row, cols = tl.program_id(0), tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * n_cols + cols, mask=cols < n_cols, other=-float("inf"))
+    value, col = tl.reduce((x, cols), 0, _pair)
+    tl.store(out_ptr + row, value)
+    tl.store(col_ptr + row, col)
+
+
+def test_answer_2(device):
+    x = torch.randint(-3, 3, (40, 50), device=device).float()
+    x[1, 7], x[2, 9:20], x[3] = torch.nan, torch.nan, -torch.inf
+    values, columns = x.new_empty(40), x.new_empty(40, dtype=torch.int64)
+    _pair_kernel[(40,)](x, values, columns, 50, BLOCK=64)
+    assert_max((values, columns), x)
+
+
+@triton.jit
+def _then(gate, y, next_gate, next_y):
+    return gate * next_gate, next_gate * y + next_y
+
+
+@triton.jit
+def _scan_gradient_kernel(dy_ptr, gate_ptr, dx_ptr, n_cols, BLOCK: tl.constexpr):
+    """The answer to exercise 3."""
+    row, lane, carry = tl.program_id(0) * n_cols, tl.arange(0, BLOCK), 0.0
+    for back in range(0, n_cols, BLOCK):
+        cols = (n_cols - 1) // BLOCK * BLOCK - back + lane
+        dy = tl.load(dy_ptr + row + cols, mask=cols < n_cols, other=0.0)
+        gate = tl.load(gate_ptr + row + cols + 1, mask=cols + 1 < n_cols, other=0.0)
+        gate, dx = tl.associative_scan((gate, dy), 0, _then, reverse=True)
+        dx += gate * carry
+        tl.store(dx_ptr + row + cols, dx, mask=cols < n_cols)
+        carry = tl.sum(tl.where(lane == 0, dx, 0.0), axis=0)
+
+
+@pytest.mark.parametrize("n_cols", [1, 64, 65, 200])
+def test_answer_3(lecture, device, n_cols):
+    x, gates, dy = torch.rand(3, 2, n_cols, device=device)
+    dx = torch.empty_like(x)
+    _scan_gradient_kernel[(2,)](dy, gates, dx, n_cols, BLOCK=64)
+    x.requires_grad_()
+    (want,) = torch.autograd.grad(lecture.scan(x, gates), x, dy)
+    torch.testing.assert_close(dx, want)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,696 @@
+# %% [markdown]
+# ---
+# title: Flash attention, backward
+# description: The gradient of exact attention without the N×N matrix, derived line by line, in two deterministic kernels.
+# tags: [attention, tensor-core, autograd, recomputation]
+# prerequisites: [attention/flash_attention]
+# outcome: Derive the gradient of attention, decide what to store and what to compute again, and order products so that the tensor cores take them as they are.
+# ---
+#
+# # Flash attention, backward: computed twice, stored never
+#
+# [Flash attention](flash_attention.py) gives the output without ever storing the scores. Training
+# wants more: from $dO$, the gradient of a loss with respect to the output, those with respect to
+# $Q$, $K$ and $V$. Every formula for them contains the matrix of weights $P$, $N^2$ numbers a head,
+# which the forward pass threw away. **Would it be cheaper to have kept it?**
+#
+# ## What it costs
+#
+# One head of 4,096 tokens, $D = 128$, 16-bit numbers:
+#
+# | | amount | time on the {{ env.gpu }} of this page |
+# |---|---|---|
+# | $P$ written by the forward, read by the backward, $4 N^2$ bytes | {{ (4 * 4096**2) | bytes }} | {{ copy_ms(4 * 4096**2) | ms }} at the speed of a copy |
+# | $P$ computed again, $2 N^2 D$ | 4.3 GFLOP | {{ (2 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} at the library's best matrix rate |
+# | the five products of the gradient, $10 N^2 D$ | 21.5 GFLOP | {{ (10 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} |
+# | $Q, K, V, O, dO$ read, $dQ, dK, dV$ written, $16 N D$ bytes | {{ (16 * 4096 * 128) | bytes }} | {{ copy_ms(16 * 4096 * 128) | ms }} |
+#
+# {{ claim(copy_ms(4 * 4096**2) > 2 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) }}
+# To compute $P$ again takes less time than to carry it, and less memory: for 16 heads of 16,384
+# tokens $P$ is 8 GiB. So the forward keeps one number a row, and the backward *recomputes*: the
+# first of its five products is $QK^\top$. They are 2.5 times the forward's work.
+
+# %% tags=["copy"]
+import math
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+# %% [markdown]
+# ## The reference
+#
+# Attention as before, with one freedom more: keys may be fewer or more than queries (*cross
+# attention*, a cache). Causal then aligns the ends: of $N_q$ queries and $N_k$ keys, query $i$ sees
+# keys up to $i + N_k - N_q$, which may be none. The gradient of the specification is autograd's.
+
+# %%
+def flash_attention_reference(q, k, v, *, causal=False, scale=None):
+    """Attention in plain PyTorch, differentiable; a query that sees no key gives 0."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = q @ k.transpose(-2, -1) * scale  # [..., n_queries, n_keys]
+    if causal:
+        seen = torch.ones_like(scores, dtype=torch.bool).tril(k.shape[-2] - q.shape[-2])
+        return scores.masked_fill(~seen, -1e30).softmax(dim=-1).masked_fill(~seen, 0.0) @ v
+    return scores.softmax(dim=-1) @ v
+
+# %% [markdown]
+# ## The gradient, line by line
+#
+# The forward is $S = \tau Q K^\top$, $P = \operatorname{softmax}(S)$, $O = P V$. Write $dX$ for the
+# gradient of the loss with respect to $X$. A product hands each factor its gradient times the
+# other:
+#
+# $$
+# dV = P^\top dO, \qquad dP = dO \, V^\top .
+# $$
+#
+# **Through the softmax.** Take one row: $p_j = e^{s_j} / \sum_k e^{s_k}$. If $s_k$ grows, $p_k$
+# grows and every weight shrinks by its share: $\partial p_j / \partial s_k = p_j ([j = k] - p_k)$.
+# Each score collects from all weights of its row:
+#
+# $$
+# ds_k = \sum_j dp_j \, p_j \bigl([j = k] - p_k\bigr) = p_k \, (dp_k - \delta),
+# \qquad \delta = \sum_j p_j \, dp_j .
+# $$
+#
+# **A sum over the row, without the row.** $\delta$ runs over all keys, and a tile has few of them.
+# But put in $dp_j = dO \cdot v_j$, and the sum over keys moves inside:
+#
+# $$
+# \delta = \sum_j p_j \, (dO \cdot v_j) = dO \cdot \sum_j p_j v_j = dO \cdot O .
+# $$
+#
+# $O$ is there. A sum over $N$ keys became one over $D$ numbers, known before the first tile. With
+# the log-sum-exp $L$ of the row, too, nothing here is online: a tile's weights are $P = e^{S - L}$
+# at once, and its $dS = P \circ (dP - \delta)$.
+#
+# **Through the scores**, a product again: $dQ = \tau \, dS \, K$ and $dK = \tau \, dS^\top Q$.
+#
+# Pen and paper: one query, weights ½, ¼, ¼, values 4, 2, 6, $dO = 1$. What do the $ds$ sum to?
+
+# %%
+if __name__ == "__main__":
+    scores = torch.tensor([0.5, 0.25, 0.25]).log().requires_grad_()
+    values, p = torch.tensor([4.0, 2.0, 6.0]), scores.softmax(dim=0)
+    out = p @ values
+    out.backward()
+    dp, delta = values, out
+    for name, ds in {"p * (dp - delta)": p * (dp - delta), "autograd": scores.grad}.items():
+        print(f"{name:>16}:", "  ".join(f"{x:6.3f}" for x in ds.tolist()))
+
+# %% [markdown]
+# To 0: to raise all scores of a row alike changes no weight.
+#
+# {{ diagram("flash_backward_products") }}
+#
+# ## What the forward must leave
+#
+# The kernel of the lecture before, with what a backward pass asks for. The log-sum-exp stays in
+# powers of 2, as the kernel has it: $P = 2^{S \tau \log_2 e - L}$ is a multiply-add and an `exp2`
+# an element. And `lse` is written for whole tiles (`padded` rows), so that no later load needs a
+# [mask](../glossary.md#mask). Sums are float64 if inputs are: the
+# [interpreter](../glossary.md#interpreter) can, `gradcheck` wants it.
+#
+# Before key `full` every query of a tile sees every key, from `stop` on none sees any; blocks
+# between compare positions, in `_seen`. Causal, the longest tiles of a head start first.
+
+# %% tags=["copy"]
+@triton.jit
+def _tile(seq_len, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
+    """Head and first row of this program; if LAST_FIRST the last tiles of a head start first."""
+    pid, tiles = tl.program_id(0), tl.cdiv(seq_len, BLOCK)
+    tile = tiles - 1 - pid % tiles if LAST_FIRST else pid % tiles
+    return pid // tiles, tile * BLOCK
+
+
+@triton.jit
+def _seen(x, other, offs_m, offs_n, n_queries, n_keys, IS_CAUSAL: tl.constexpr):
+    """`x` where the query sees the key, else `other`."""
+    if IS_CAUSAL:
+        seen = offs_n <= offs_m + (n_keys - n_queries)
+    else:
+        seen = offs_n < n_keys
+    return tl.where(seen, x, other)
+
+
+@triton.jit
+def flash_attention_kernel(
+    q_desc, k_desc, v_desc, out_desc, lse_ptr, n_heads, n_queries, n_keys, padded, scale_log2,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr,
+    FLOAT: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Attention of one tile of queries of one head, and its log-sum-exp to base 2.
+
+    Descriptors: `[batch, n_heads, rows, HEAD_DIM]` in blocks of `BLOCK_M` or, for keys and values,
+    `BLOCK_N` rows; a head has `padded` rows of `lse_ptr`. `scale_log2`: scale times log2(e).
+    """
+    head, start_m = _tile(n_queries, BLOCK_M, IS_CAUSAL)
+    b, h = head // n_heads, head % n_heads
+    offs_m = start_m + tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    full, stop = n_keys, n_keys
+    if IS_CAUSAL:
+        full = start_m + 1 + n_keys - n_queries
+        stop = tl.minimum(full + BLOCK_M - 1, n_keys)
+    q = q_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
+    acc = tl.zeros([BLOCK_M, HEAD_DIM], FLOAT)
+    # finite: a row may see nothing of its first block, and -inf - -inf is NaN
+    row_max = tl.full([BLOCK_M], -1e30, FLOAT)
+    row_sum = tl.zeros([BLOCK_M], FLOAT)
+    for start_n in range(0, stop, BLOCK_N):
+        k = k_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
+        s = tl.dot(q, k.T)
+        if MASKED:
+            if start_n + BLOCK_N > full:
+                keys = start_n + offs_n[None, :]
+                s = _seen(s, -float("inf"), offs_m[:, None], keys, n_queries, n_keys, IS_CAUSAL)
+        new_max = tl.maximum(row_max, tl.max(s, axis=1) * scale_log2)
+        p = tl.exp2(s * scale_log2 - new_max[:, None])
+        alpha = tl.exp2(row_max - new_max)
+        row_sum = row_sum * alpha + tl.sum(p, axis=1)
+        v = v_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
+        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], out_dtype=FLOAT)
+        row_max = new_max
+    # a query that sees no key: 0 / 1, and its log-sum-exp is never used, since masked
+    row_sum = tl.where(row_sum > 0, row_sum, 1.0)
+    tl.store(lse_ptr + head.to(tl.int64) * padded + offs_m, row_max + tl.log2(row_sum))
+    out = (acc / row_sum[:, None]).to(q.dtype)
+    out_desc.store([b, h, start_m, 0], out.reshape(1, 1, BLOCK_M, HEAD_DIM))
+
+# %% [markdown]
+# ## Step 1: one kernel, and a sum without an owner
+#
+# $dK$ and $dV$ of a key collect from all queries, $dQ$ of a query from all keys. Turn the forward
+# round: a [program](../glossary.md#program) owns a tile of keys, walks over the queries, keeps `dk`
+# and `dv` in [registers](../glossary.md#register). It has $dS$ in hand, and so its share of $dQ$.
+# But that sum is nobody's: each *adds* to memory, [atomically](../glossary.md#atomic-operation).
+
+# %%
+@triton.jit
+def first_backward_kernel(
+    q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, lse_ptr, delta_ptr, dq_ptr, n_heads,
+    n_queries, n_keys, padded, scale, scale_log2, ADD_DQ: tl.constexpr, FLOAT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr,
+):  # fmt: skip
+    head, start_n = _tile(n_keys, BLOCK_N, False)
+    b, h = head // n_heads, head % n_heads
+    keys = start_n + tl.arange(0, BLOCK_N)[None, :]
+    k = k_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
+    v = v_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
+    dk = tl.zeros([BLOCK_N, HEAD_DIM], FLOAT)
+    dv = tl.zeros([BLOCK_N, HEAD_DIM], FLOAT)
+    for start_m in range(0, n_queries, BLOCK_M):
+        q = q_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
+        do = do_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
+        rows = start_m + tl.arange(0, BLOCK_M)[:, None]
+        lse = tl.load(lse_ptr + head.to(tl.int64) * padded + rows)
+        delta = tl.load(delta_ptr + head.to(tl.int64) * padded + rows)
+        p = tl.exp2(tl.dot(q, k.T) * scale_log2 - lse)  # [BLOCK_M, BLOCK_N]
+        p = _seen(p, 0.0, rows, keys, n_queries, n_keys, IS_CAUSAL)
+        dv = tl.dot(p.to(do.dtype).T, do, dv)
+        ds = (p * (tl.dot(do, v.T) - delta)).to(q.dtype)
+        dk = tl.dot(ds.T, q, dk)
+        if ADD_DQ:
+            dq_ptrs = dq_ptr + (head.to(tl.int64) * n_queries + rows) * HEAD_DIM
+            dq_ptrs += tl.arange(0, HEAD_DIM)[None, :]
+            tl.atomic_add(dq_ptrs, tl.dot(ds, k) * scale, mask=rows < n_queries, sem="relaxed")
+    dv_desc.store([b, h, start_n, 0], dv.to(k.dtype).reshape(1, 1, BLOCK_N, HEAD_DIM))
+    dk_desc.store([b, h, start_n, 0], (dk * scale).to(k.dtype).reshape(1, 1, BLOCK_N, HEAD_DIM))
+
+
+def first_backward(do, q, k, v, out, lse, causal, scale, add_dq=True):
+    """Launches `first_backward_kernel`; dq comes back in float32. D is 128 at most."""
+    delta, dq = torch.zeros_like(lse), q.new_zeros(q.shape, dtype=torch.float32)
+    delta[:, :, : q.shape[2]] = (do.float() * out.float()).sum(dim=-1)
+    tensors, stats = (q, k, v, do, torch.empty_like(k), torch.empty_like(v)), (lse, delta, dq)
+    common, tile = (stats, (scale, scale * math.log2(math.e)), causal), (64, 64, 4, 2)
+    _launch(first_backward_kernel, "mnnmnn", tensors, *common, tile, ADD_DQ=add_dq)
+    return dq, *tensors[4:]
+
+# %% [markdown]
+# It is right, and it has two faults. A float32 tile of $dQ$ crosses the caches for every tile of
+# scores: $4 N^2 D / 64$ bytes, {{ (4 * 4096**2 * 128 // 64) | bytes }} a head of 4,096 tokens. And
+# the last digits of a sum depend on its order, here that in which programs arrive: **runs of one
+# step differ**.
+#
+# ## Step 2: two kernels, two owners
+#
+# So give each sum an owner. The programs of one kernel own keys and compute $dK$ and $dV$; those of
+# another own queries and compute $dQ$. Nothing is added in memory, and every sum has one order.
+#
+# {{ diagram("flash_backward_owners") }}
+#
+# The price: both need $S$ and $dP$. Seven products in place of five, at best 5/7 of the rate of one
+# kernel without other faults; this page counts five for everybody. The kernel for $dQ$ runs first.
+# It has $dO$ in hand, loads $O$ once, and leaves **$\delta$** in memory for the other.
+
+# %% tags=["copy"]
+@triton.jit
+def flash_attention_dq_kernel(
+    q_desc, k_desc, v_desc, out_desc, do_desc, dq_desc, lse_ptr, delta_ptr, n_heads,
+    n_queries, n_keys, padded, scale, scale_log2, MASKED: tl.constexpr, FLOAT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Gradient of one tile of queries, and `delta`, its sums of `do * out`; as the forward."""
+    head, start_m = _tile(n_queries, BLOCK_M, IS_CAUSAL)
+    b, h = head // n_heads, head % n_heads
+    offs_m = start_m + tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    full, stop = n_keys, n_keys
+    if IS_CAUSAL:
+        full = start_m + 1 + n_keys - n_queries
+        stop = tl.minimum(full + BLOCK_M - 1, n_keys)
+    q = q_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
+    do = do_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
+    out = out_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
+    stats = head.to(tl.int64) * padded + offs_m
+    lse = tl.load(lse_ptr + stats)
+    delta = tl.sum(do.to(FLOAT) * out.to(FLOAT), axis=1)
+    tl.store(delta_ptr + stats, delta)
+    dq = tl.zeros([BLOCK_M, HEAD_DIM], FLOAT)
+    for start_n in range(0, stop, BLOCK_N):
+        k = k_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
+        v = v_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
+        p = tl.exp2(tl.dot(q, k.T) * scale_log2 - lse[:, None])
+        if MASKED:
+            if start_n + BLOCK_N > full:
+                keys = start_n + offs_n[None, :]
+                p = _seen(p, 0.0, offs_m[:, None], keys, n_queries, n_keys, IS_CAUSAL)
+        dp = tl.dot(do, v.T)
+        ds = p * (dp - delta[:, None])
+        dq = tl.dot(ds.to(k.dtype), k, dq, out_dtype=FLOAT)
+    dq = (dq * scale).to(q.dtype)
+    dq_desc.store([b, h, start_m, 0], dq.reshape(1, 1, BLOCK_M, HEAD_DIM))
+
+# %% [markdown]
+# ## Step 3: keys first
+#
+# Step 1 computed $S$ as queries by keys and transposed $P$ and $dS$ for the sums over queries. That
+# is a trip: a tensor core takes its left factor from registers in the layout in which it hands out
+# results, but not transposed, so `p.T` goes through [shared memory](../glossary.md#shared-memory).
+# Compute $S^\top = K Q^\top$ and $dP^\top = V dO^\top$ from the start, rows for keys, and `p` and
+# `ds` are the left factors of $dV \mathrel{+}= P^\top dO$ and $dK \mathrel{+}= dS^\top Q$ as they
+# come, in registers. The right factors come from shared memory, `q.T` as well as `q`.
+#
+# **Where are the masks?** Causal, a tile of keys starts at the first query that sees any of them,
+# and compares positions until one sees all. Full attention needs no mask at any length: queries
+# past the end come from the [descriptor](../glossary.md#descriptor) as zeros and add 0; keys past
+# the end have rows of their own, never stored. For $dQ$ such a key shares its row with others: its
+# weight is $2^{-L}$, which overflows for low $L$, and $\infty \cdot 0$ is NaN. There it is masked.
+
+# %% tags=["copy"]
+@triton.jit
+def flash_attention_dkdv_kernel(
+    q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, lse_ptr, delta_ptr, n_heads,
+    n_queries, n_keys, padded, scale, scale_log2, FLOAT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one tile of keys and values; tiles of scores are keys by queries."""
+    head, start_n = _tile(n_keys, BLOCK_N, False)
+    b, h = head // n_heads, head % n_heads
+    offs_m = tl.arange(0, BLOCK_M)
+    keys = start_n + tl.arange(0, BLOCK_N)[:, None]
+    stats = head.to(tl.int64) * padded + offs_m
+    start, full = 0, 0
+    if IS_CAUSAL:
+        # the first query that sees a key of the tile, and the first that sees all
+        first = start_n + n_queries - n_keys
+        start = tl.maximum(first, 0) // BLOCK_M * BLOCK_M
+        full = first + BLOCK_N - 1
+    k = k_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
+    v = v_desc.load([b, h, start_n, 0]).reshape(BLOCK_N, HEAD_DIM)
+    dk = tl.zeros([BLOCK_N, HEAD_DIM], FLOAT)
+    dv = tl.zeros([BLOCK_N, HEAD_DIM], FLOAT)
+    for start_m in range(start, n_queries, BLOCK_M):
+        q = q_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
+        lse = tl.load(lse_ptr + stats + start_m)[None, :]
+        do = do_desc.load([b, h, start_m, 0]).reshape(BLOCK_M, HEAD_DIM)
+        delta = tl.load(delta_ptr + stats + start_m)[None, :]
+        p = tl.exp2(tl.dot(k, q.T) * scale_log2 - lse)  # [BLOCK_N, BLOCK_M]
+        if IS_CAUSAL:
+            if start_m < full:
+                p = _seen(p, 0.0, (start_m + offs_m)[None, :], keys, n_queries, n_keys, True)
+        dv = tl.dot(p.to(do.dtype), do, dv, out_dtype=FLOAT)
+        dp = tl.dot(v, do.T)
+        ds = p * (dp - delta)
+        dk = tl.dot(ds.to(q.dtype), q, dk, out_dtype=FLOAT)
+    dv_desc.store([b, h, start_n, 0], dv.to(k.dtype).reshape(1, 1, BLOCK_N, HEAD_DIM))
+    dk = (dk * scale).to(k.dtype)
+    dk_desc.store([b, h, start_n, 0], dk.reshape(1, 1, BLOCK_N, HEAD_DIM))
+
+# %% [markdown]
+# ## Step 4: tiles that fit
+#
+# A program for keys holds `dk` and `dv`, twice what the forward holds. At $D = 128$ and 64 × 64,
+# four [warps](../glossary.md#warp), that is 128 registers a thread, and 64 for `p` and `dp`; of
+# 255. With 97 KiB of shared memory two programs fit an [SM](../glossary.md#sm): one multiplies
+# while the other computes exponentials. 128 keys and eight warps ask the same of a thread; alone on
+# its SM, it reads queries half as often. 128 × 128 [spills](../glossary.md#spill). Which is best?
+#
+# ## Launch
+#
+# Three kernels, one `autograd.Function`. What a descriptor cannot describe is copied *before* the
+# function: autograd takes the gradient back through the copy. $dO$ may have any strides as well.
+
+# %% tags=["copy"]
+# head_dim: BLOCK_M, BLOCK_N, num_warps, num_stages of the forward, for dq, and for dk and dv, whose
+# BLOCK_M divides the other two: they write lse and delta for it, past the last query as well
+TILES = {
+    32: ((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 1)),
+    64: ((64, 128, 4, 2), (128, 64, 4, 2), (64, 64, 4, 2)),
+    128: ((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    256: ((128, 64, 8, 2), (64, 64, 8, 2), (32, 64, 8, 1)),
+}
+# rows of lse and delta: a multiple of every BLOCK_M
+PAD = 128
+
+
+def _for_descriptor(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself if a descriptor can describe it, else a contiguous copy."""
+    fits = x.stride(3) == 1 and x.stride(2) >= x.shape[3]
+    fits &= all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
+    return x if fits and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
+
+
+def _launch(kernel, blocks, tensors, statistics, scales, causal, tile, **options) -> None:
+    """Launches a kernel; `blocks` tells "m" or "n" of each tensor: q, k, ..., an owned one last."""
+    (batch, heads, n_queries, head_dim), n_keys = tensors[0].shape, tensors[1].shape[2]
+    block_m, block_n, num_warps, num_stages = tile
+    rows = [{"m": block_m, "n": block_n}[block] for block in blocks]
+    described = zip(tensors, rows, strict=True)
+    kernel[(triton.cdiv(tensors[-1].shape[2], rows[-1]) * batch * heads,)](
+        *(TensorDescriptor.from_tensor(x, [1, 1, n, head_dim]) for x, n in described),
+        *statistics, heads, n_queries, n_keys, statistics[0].shape[2], *scales,
+        HEAD_DIM=head_dim, BLOCK_M=block_m, BLOCK_N=block_n, IS_CAUSAL=causal,
+        FLOAT=tl.float64 if tensors[0].dtype == torch.float64 else tl.float32,
+        num_warps=num_warps, num_stages=num_stages, **options,
+    )  # fmt: skip
+
+
+def _room_for_lse(q: torch.Tensor) -> torch.Tensor:
+    shape = *q.shape[:2], triton.cdiv(q.shape[2], PAD) * PAD
+    return q.new_empty(shape, dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+def flash_attention_forward(q, k, v, out, lse, causal: bool, scale: float) -> None:
+    """Writes out and the log-sum-exp, `(B, H, n_queries)` padded to PAD, to base 2."""
+    tile = TILES[q.shape[3]][0]
+    masked, scales = causal or k.shape[2] % tile[1] != 0, (scale * math.log2(math.e),)
+    tensors = (q, k, v, out)
+    _launch(flash_attention_kernel, "mnnm", tensors, (lse,), scales, causal, tile, MASKED=masked)
+
+
+def flash_attention_backward(do, q, k, v, out, lse, dq, dk, dv, causal: bool, scale: float) -> None:
+    """Writes dq, dk and dv for `do`, the gradient of out; see `_for_descriptor` for layouts."""
+    _, dq_tile, dkdv_tile = TILES[q.shape[3]]
+    common = (lse, torch.empty_like(lse)), (scale, scale * math.log2(math.e)), causal
+    tensors, masked = (q, k, v, out, do, dq), causal or k.shape[2] % dq_tile[1] != 0
+    _launch(flash_attention_dq_kernel, "mnnmmm", tensors, *common, dq_tile, MASKED=masked)
+    tensors = q, k, v, do, dk, dv
+    _launch(flash_attention_dkdv_kernel, "mnnmnn", tensors, *common, dkdv_tile)
+
+
+class _FlashAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, causal, scale):
+        new = torch.empty if q.numel() and k.numel() else torch.zeros
+        out, lse = new(q.shape, dtype=q.dtype, device=q.device), _room_for_lse(q)
+        if new is torch.empty:
+            with torch.cuda.device_of(q):
+                flash_attention_forward(q, k, v, out, lse, causal, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.options = causal, scale
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, do):
+        q, k, v, out, lse = ctx.saved_tensors
+        new = torch.empty if q.numel() and k.numel() else torch.zeros
+        grads = [new(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+        if new is torch.empty:
+            with torch.cuda.device_of(q):
+                do = _for_descriptor(do)
+                flash_attention_backward(do, q, k, v, out, lse, *grads, *ctx.options)
+        return *grads, None, None
+
+
+def flash_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool = False,
+    scale: float | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Attention, `softmax(scale * q @ k.T) @ v` for every head; differentiable once.
+
+    Neither pass stores the scores. Sums and softmax are float32; weights, and gradients of scores,
+    are rounded to the dtype of `q` before they are multiplied. Runs give the same bits.
+
+    Args:
+        q: Queries `(B, H, n_queries, D)`, float16 or bfloat16 (in the interpreter float64 too), on
+            a GPU; D is 32, 64, 128 or 256. Rows are copied if not adjacent and 16-byte aligned.
+        k: Keys `(B, H, n_keys, D)`, of the dtype and device of `q`.
+        v: Values, like `k`.
+        causal: Whether a query sees only keys up to its place; the last query has the last key's.
+        scale: Factor of the scores, positive; `D ** -0.5` if None.
+
+    Returns:
+        A contiguous tensor like `q`; 0 for a query that sees no key.
+
+    Raises:
+        TypeError: The dtype is none of these, or differs between the inputs.
+        ValueError: A shape, the device or the scale is not as above.
+    """
+    interpreted = triton.knobs.runtime.interpret
+    dtypes = (torch.float16, torch.bfloat16) + ((torch.float64,) if interpreted else ())
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        if x.dtype not in dtypes or x.dtype != q.dtype:
+            raise TypeError(f"flash_attention takes float16 or bfloat16 alone; {name} is {x.dtype}")
+        if x.dim() != 4 or x.device != q.device:
+            why = f"takes (B, H, S, D) on one device; {name} is {[*x.shape]} on {x.device}"
+            raise ValueError(f"flash_attention {why}")
+    if k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
+        told = f"k and v alike that fit q; got {[*q.shape]}, {[*k.shape]}, {[*v.shape]}"
+        raise ValueError(f"flash_attention takes {told}")
+    if q.shape[3] not in TILES:
+        raise ValueError(f"flash_attention takes a head_dim of {sorted(TILES)}, got {q.shape[3]}")
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"flash_attention takes a positive, finite scale, got {scale}")
+    if not q.is_cuda and not interpreted:
+        raise ValueError(f"flash_attention needs a GPU, got {q.device}; or set TRITON_INTERPRET=1")
+    return _FlashAttention.apply(*(_for_descriptor(x) for x in (q, k, v)), causal, scale)
+
+# %% [markdown]
+# ## Is it right?
+#
+# `check` compares output and gradients with float64 and its autograd: one token, a block more or
+# less one, fewer keys than queries and more, scores so low that a forgotten mask overflows, tensors
+# in memory as `(B, S, H, D)`; results start as NaN. Errors are in percent of the rounding of the
+# largest number. In the interpreter float64 takes the same kernels, and `gradcheck` is asked.
+
+# %% tags=["fold"]
+def check(device: str = "cuda") -> None:
+    """Compares the kernels and flash_attention with float64; raises AssertionError."""
+    torch.manual_seed(0)
+    cases = [(1, 1, 1, 1, 64), (2, 3, 65, 127, 32), (1, 2, 128, 128, 32), (1, 1, 129, 63, 64)]
+    cases += [(1, 1, 40, 33, 256), (1, 1, 70, 130, 128)]
+    # float64's error is that of a float32 scale
+    allowed = {torch.float16: 2**-10, torch.float64: 1e-5}
+    if device == "cuda":
+        # the interpreter's bfloat16 product is wrong
+        allowed = {torch.float16: 2**-10, torch.bfloat16: 2**-7}
+        cases += [(1, 9, 1000, 4097, 128), (2, 5, 4096, 4096, 128), (2, 12, 1777, 1777, 64)]
+    print(" B x H x queries x keys x D" + "".join(f"{str(d)[6:]:>25}" for d in allowed))
+    print(" " * 26 + f"{'O':>10}{'dQ':>5}{'dK':>5}{'dV':>5}" * len(allowed))
+    for case, (batch, heads, n_queries, n_keys, head_dim) in enumerate(cases):
+        line = f"{f'{batch} x {heads} x {n_queries} x {n_keys} x {head_dim}':>26}"
+        for dtype, rounding in allowed.items():
+            worst = [0.0] * 4
+            for causal, scale in ((False, 0.2), (True, head_dim**-0.5)):
+                rows = (n_queries, n_keys, n_keys, n_queries)
+                q, k, v, do = (torch.randn(batch, n, heads, head_dim, device=device) for n in rows)
+                if low := case % 3 == 1:  # what keys share falls out of dq, its rounding does not
+                    q, k = 0.3 * q + 5, 0.3 * k - 5
+                q, k, v, do = (x.to(dtype).transpose(1, 2) for x in (q, k, v, do))
+                if case % 2 == 0:
+                    q, k, v, do = (x.contiguous() for x in (q, k, v, do))
+                got = [torch.full(x.shape, math.nan).to(x) for x in (q, q, k, v)]
+                lse = _room_for_lse(q).fill_(math.nan)
+                flash_attention_forward(q, k, v, got[0], lse, causal, scale)
+                flash_attention_backward(do, q, k, v, got[0], lse, *got[1:], causal, scale)
+                if head_dim <= 128 and dtype != torch.float64:
+                    got += first_backward(do, q, k, v, got[0], lse, causal, scale)
+                inputs = [x.detach().double().requires_grad_() for x in (q, k, v)]
+                out = flash_attention_reference(*inputs, causal=causal, scale=scale)
+                want = [out, *torch.autograd.grad(out, inputs, do.double())]
+                for i, (x, y) in enumerate(zip(got, want + want[1:], strict=False)):
+                    limit = rounding * (8 if low else 1) * (y.abs().max() + 0.01)
+                    error, at = ((x.double() - y).abs().max() / limit).item(), i - i // 4 * 3
+                    worst[at] = error if not error <= worst[at] else worst[at]
+            line += " " * 5 + "".join(f"{error:>5.0%}" for error in worst)
+            assert all(error <= 1 for error in worst), f"flash_attention is off, {dtype}:\n{line}"
+        print(line)
+    if device == "cpu":
+        x = [torch.randn(1, 1, n, 32).double().requires_grad_() for n in (5, 7, 7)]
+        print("gradcheck:", torch.autograd.gradcheck(flash_attention, x, fast_mode=True))
+
+# %%
+if __name__ == "__main__":
+    check("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% [markdown]
+# ## Is it fast?
+#
+# Sixteen heads, and as many sequences as make 16,384 tokens; the backward pass alone. Before you
+# look: at 4,096 tokens and $D = 128$ the forward reached
+# {{ rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }}
+# TFLOP/s. What will kernels of seven products reach, when five are counted?
+
+# %% tags=["fold"]
+def bench(measure):
+    """Benchmarks of this page; see scripts/measure.py for how each time is taken."""
+    from functools import partial
+
+    import torch.nn.functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def benchmark(name, title, rows, ceiling="matmul"):
+        names = {"name": f"flash_backward_{name}", "title": f"Attention backward, {title}"}
+        names |= {"x": "seq_len", "dtype": "bfloat16", "mode": "backward", "ceiling": ceiling}
+        return names | {"rows": rows}
+
+    def inputs(batch, heads, seq_len, head_dim, n_keys=None):
+        sizes = (seq_len, n_keys or seq_len, n_keys or seq_len, seq_len)
+        new = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
+        q, k, v, do = (new(batch, heads, n, head_dim) for n in sizes)
+        return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), do
+
+    def gradient(provider, q, k, v, do, causal):
+        if provider == "triton":
+            out = flash_attention(q, k, v, causal=causal)
+        else:
+            backend = getattr(SDPBackend, f"{provider[5:]}_attention".upper())
+            with sdpa_kernel(backend):
+                out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return lambda: torch.autograd.grad(out, (q, k, v), do, retain_graph=True)
+
+    def rows(q, k, causal, timings, products=5):
+        (batch, heads, seq_len, head_dim), n_keys = q.shape, k.shape[2]
+        size = {"seq_len": seq_len, "n_keys": n_keys, "batch": batch, "heads": heads}
+        size |= {"head_dim": head_dim, "causal": causal, "products": products}
+        size["bytes"] = 8 * (q.numel() + k.numel())
+        size["flops"] = 2 * products * q.numel() * n_keys // (2 if causal else 1)
+        return [{"provider": p, **size, **timing} for p, timing in timings.items()]
+
+    for head_dim, causal in ((128, False), (128, True), (64, False), (64, True)):
+        found = []
+        for seq_len in (1024, 2048, 4096, 16384):
+            q, k, v, do = inputs(16384 // seq_len, 16, seq_len, head_dim)
+            peers = ("triton", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient")
+            calls = {provider: gradient(provider, q, k, v, do, causal) for provider in peers}
+            found += rows(q, k, causal, measure(calls, hot=seq_len == 4096))
+        kind, heads = "causal" if causal else "full", f"16,384 tokens × 16 heads × {head_dim}"
+        yield benchmark(f"d{head_dim}_{kind}", f"{kind}, {heads}, bfloat16", found)
+
+    found = []
+    for n_queries, n_keys in ((4000, 4000), (4096, 4096), (4097, 4097), (4096, 1024)):
+        q, k, v, do = inputs(4, 16, n_queries, 128, n_keys)
+        calls = {p: gradient(p, q, k, v, do, False) for p in ("triton", "sdpa_cudnn")}
+        found += rows(q, k, False, measure(calls))
+    yield benchmark("odd", "4 × 16 heads × 128, bfloat16: whole tiles and others", found)
+
+    q, k, v, do = (x.detach() for x in inputs(4, 16, 4096, 128))
+    (out, dq, dk, dv), lse = (torch.empty_like(q) for _ in range(4)), _room_for_lse(q)
+    flash_attention_forward(q, k, v, out, lse, False, 128**-0.5)
+    first = partial(first_backward, do, q, k, v, out, lse, False, 128**-0.5)
+    calls = {"triton_first": first, "triton_first_dkdv": partial(first, add_dq=False)}
+    rest = (lse, torch.empty_like(lse)), (128**-0.5, 128**-0.5 * math.log2(math.e)), False
+    by_keys = flash_attention_dkdv_kernel, "mnnmnn", (q, k, v, do, dk, dv), *rest
+    by_queries = flash_attention_dq_kernel, "mnnmmm", (q, k, v, out, do, dq), *rest
+    for tile in ((64, 64, 4, 1), (64, 64, 4, 2), (64, 128, 8, 2), (128, 128, 8, 2)):
+        name = "{}x{}_{}_{}".format(*tile)
+        calls[f"triton_dkdv_{name}"] = partial(_launch, *by_keys, tile)
+        calls[f"triton_dq_{name}"] = partial(_launch, *by_queries, tile, MASKED=False)
+    products = {name: 3 if "dq" in name else 4 for name in calls} | {"triton_first": 5}
+    timings = measure(calls)
+    found = [rows(q, k, False, {name: timings[name]}, products[name])[0] for name in calls]
+    yield benchmark("steps", "kernel by kernel, 4 × 16 heads × 4,096 × 128, bfloat16", found)
+
+    found = []
+    for seq_len in (1024, 2048, 4096, 8192, 16384, 32768):
+        *x, do = inputs(1, 8, seq_len, 128)
+        found += rows(*x[:2], False, measure({
+            "triton": lambda x=x, do=do: torch.autograd.grad(flash_attention(*x), x, do),
+            "torch_unfused": lambda x=x, do=do: torch.autograd.grad(
+                flash_attention_reference(*x), x, do),
+        }, memory=True))  # fmt: skip
+    yield benchmark("memory", "with its forward, 8 heads × 128, bfloat16", found, None)
+
+# %% [markdown]
+# {{ figure("flash_backward_d128_full", providers=["triton", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient"], caption="D = 128, full: ahead of flash attention 2 at every length; cuDNN, with five products, leads.") }}
+#
+# {% for name in ["flash_backward_d128_full", "flash_backward_d128_causal", "flash_backward_d64_full", "flash_backward_d64_causal"] %}
+# {% for r in rows(name, provider="triton") %}{{ claim(r.ms < row(name, provider="sdpa_flash", seq_len=r.seq_len).ms) }}{% endfor %}
+# {% endfor %}
+# TFLOP/s, and in brackets the share of cuDNN's rate:
+#
+# | | 1,024 tokens | 4,096 tokens | 16,384 tokens |
+# |---|---|---|---|
+# {% for name, label in [("flash_backward_d128_full", "D = 128, full"), ("flash_backward_d128_causal", "D = 128, causal"), ("flash_backward_d64_full", "D = 64, full"), ("flash_backward_d64_causal", "D = 64, causal")] %}
+# | {{ label }} {% for n in [1024, 4096, 16384] %}{% set ours = row(name, provider="triton", seq_len=n) %}{% set best = row(name, provider="sdpa_cudnn", seq_len=n) %}| {{ ours.tflops | n(0) }} ({{ (best.ms / ours.ms * 100) | pct }}) {% endfor %}|
+# {% endfor %}
+#
+# Step by step at 4,096 tokens, each kernel by the products that it does itself:
+#
+# {{ table("flash_backward_steps", columns=["provider", "products", "ms", "tflops"]) }}
+#
+# {{ figure("flash_backward_memory", y="peak_bytes", logy=True, caption="Forward and backward: with the matrix memory grows fourfold for twice the tokens, without it twofold.") }}
+#
+# ## Where it loses, and why
+#
+# {% set ours = row("flash_backward_d128_full", provider="triton", seq_len=4096) %}{% set best = row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
+# {% set odd = row("flash_backward_odd", provider="triton", seq_len=4097) %}{% set even = row("flash_backward_odd", provider="triton", seq_len=4096, n_keys=4096) %}
+# {{ claim(best.ms < 0.97 * ours.ms and odd.tflops > 0.85 * even.tflops) }}
+# **cuDNN** takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time. Kernels of that rank,
+# as [flash attention 3](https://arxiv.org/abs/2407.08608), do five products, $dQ$ added up in
+# memory, and start a product before they wait for the last. `tl` waits for $S$ before $dP$ may
+# start.
+#
+# **Odd lengths** pay for tiles that are not full:
+#
+# {{ table("flash_backward_odd", columns=["seq_len", "n_keys", "provider", "ms", "tflops"]) }}
+#
+# ## What to remember
+#
+# 1. A matrix that one product rebuilds need not be stored: to recompute is faster, and smaller.
+# 2. A sum over what you have not may be one over what you have: $\delta = dO \cdot O$.
+# 3. Give every sum one owner, and every run gives the same bits. Count what that costs.
+#
+# ## Exercises
+#
+# ??? question "1. A sink (ten minutes)"
+#     Let each row's softmax have one score more, $s_0$, with no value. What is $ds_0$? What else?
+#
+#     ??? success "Answer"
+#         $dp_0 = 0$: $ds_0 = -p_0 \delta$, summed over queries. $L$ contains $s_0$; the rest stays.
+#
+# ??? question "2. Fused again (an hour)"
+#     Let `flash_attention_dkdv_kernel` add its share of $dQ$ with `dq_desc.atomic_add`. How many
+#     registers are left at 128 × 64? Is it faster?
+#
+#     ??? success "Answer"
+#         `dq` needs 32 more, and `ds.T` goes through shared memory: all 255, and some spill.
+#
+# ## Use it in your project
+#
+# ```python
+# from flash_attention_backward import flash_attention
+#
+# out = flash_attention(q, k, v, causal=True)  # (B, H, S, D), float16 or bfloat16
+# out.sum().backward()
+# ```
+#
+# The file, or the block "Copy this kernel", needs torch and triton alone:
+# [`flash_attention`][examples.attention.flash_attention_backward.flash_attention]. Where cuDNN is
+# faster and its sums in any order will do, take `scaled_dot_product_attention`.

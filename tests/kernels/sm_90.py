@@ -1,0 +1,67 @@
+"""Kernels compiled for compute capability 9.0 on a machine without a GPU, and what became of them.
+
+A test file that wants it runs as a script too, without the interpreter, in which nothing compiles:
+there it calls `pretend`, lets kernels warm up, and prints what `facts` says of them as JSON.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SHARED_LIMIT = 227 << 10  # bytes that a program may have
+
+
+def pretend() -> None:
+    """From now on Triton compiles for a GPU that is not there."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    class Driver:
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self):
+            return 0
+
+        def get_current_stream(self, device=0):
+            return 0
+
+    triton.runtime.driver.set_active(Driver())
+
+
+def facts(kernel) -> dict:
+    """Resources and instructions of a compiled kernel, and what ptxas warned of."""
+    import triton
+
+    ptx = kernel.asm["ptx"]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        command = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", source]
+        command += ["-o", source.with_suffix(".cubin")]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return {
+        "shared": kernel.metadata.shared,
+        "wgmma": ptx.count("wgmma.mma_async"),
+        "loads": len(re.findall(r"cp\.async\.bulk\.tensor\.4d\.shared", ptx)),
+        "stores": len(re.findall(r"cp\.async\.bulk\.tensor\.4d\.global", ptx)),
+        "atomics": len(re.findall(r"\b(atom|red)\.", ptx)),
+        "setmaxnreg": ptx.count("setmaxnreg"),
+        "registers": int(re.search(r"Used (\d+) registers", told)[1]),
+        "spills": sum(map(int, re.findall(r"(\d+) bytes spill", told))),
+        "serialized": "serialized" in told,
+    }
+
+
+def run_as_script(test: str) -> list:
+    """What a test file prints as a script."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, test]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
