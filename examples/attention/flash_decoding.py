@@ -1,0 +1,530 @@
+# %% [markdown]
+# ---
+# title: Flash decoding
+# description: One new token against a long KV cache, read once at the speed of memory, split over the keys, paged and ragged.
+# tags: [attention, memory-bound, split, tensor cores]
+# prerequisites: [attention/flash_attention]
+# outcome: Split attention over its keys, merge the parts exactly, share a cache among heads, and find it page by page.
+# ---
+#
+# # Flash decoding: one token, a long memory
+#
+# A language model writes one token after the other. Keys and values of all tokens so far are kept,
+# in the [KV cache](../glossary.md#kv-cache); the new one has a single row of queries a head. The
+# [flash kernel](flash_attention.py) takes tiles of 128 rows: it would load 127 for nothing, and
+# each head would be one [program](../glossary.md#program). 32 heads are 32 programs, on
+# {{ env.sms }} [multiprocessors](../glossary.md#sm). **How fast can one token be?**
+#
+# ## What it costs
+#
+# One sequence of 8,192 tokens; 32 heads of queries share 8 of keys and values, as in many models
+# ([GQA](../glossary.md#gqa)); $D = 128$, 16-bit numbers:
+#
+# {% set read = row("decoding_b1", provider="triton_read", seq_len=8192) %}
+# | | amount | time on the {{ env.gpu }} of this page |
+# |---|---|---|
+# | cache, $2 \cdot 8192 \cdot 8 \cdot 128$ numbers, read | {{ (4 * 8192 * 8 * 128) | bytes }} | {{ read.ms | ms }} at the speed of a read |
+# | two products, $4 \cdot 32 \cdot 8192 \cdot 128$ | 134 MFLOP | {{ (4 * 32 * 8192 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} at the library's best matrix rate |
+# | queries read, output written | 16 KiB | – |
+#
+# {{ claim(read.ms > 20 * 4 * 32 * 8192 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) }}
+# A number of the cache is 2 bytes, and takes part in one multiply-add for each of the $G = 4$ heads
+# that share it. The [arithmetic intensity](../glossary.md#arithmetic-intensity) is $G$ operations a
+# byte at any length, where the [roofline](../foundations/memory_hierarchy.py) bends near 200: FLOPs
+# do not matter. **The floor is the bytes of the cache, read once.** The yardstick is a *read*, not
+# this site's usual copy: half a copy's bytes are writes, and those of a small one end in
+# [L2](../glossary.md#l2). As in [Reductions](../fusion/reductions.py), a kernel that loads the same
+# bytes and keeps one word in 4,096 is timed beside each row.
+
+# %% tags=["copy"]
+import functools
+import math
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+# %% [markdown]
+# ## The reference
+#
+# Each sequence of a batch has its own length (`seq_lens`); the cache has room for more, and what
+# lies beyond the length is none of our business. Nobody to look at gives 0.
+
+# %%
+def flash_decoding_reference(q, k_cache, v_cache, seq_lens, *, block_table=None, scale=None):
+    """Attention of one token a sequence in plain PyTorch; shapes as in `flash_decoding`."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out = torch.zeros_like(q)
+    for b, seq_len in enumerate(seq_lens.tolist()):
+        if block_table is None:
+            k, v = k_cache[b, :seq_len], v_cache[b, :seq_len]  # [seq_len, n_kv_heads, D]
+        else:
+            pages = block_table[b, : -(-seq_len // k_cache.shape[1])].long()
+            k, v = (x[pages].flatten(0, 1)[:seq_len] for x in (k_cache, v_cache))
+        if seq_len:
+            grouped = q[b].unflatten(0, (k.shape[1], -1))  # [n_kv_heads, GROUP, D]
+            scores = grouped @ k.permute(1, 2, 0) * scale  # [n_kv_heads, GROUP, seq_len]
+            out[b] = (scores.softmax(dim=-1) @ v.transpose(0, 1)).flatten(0, 1)
+    return out
+
+# %% [markdown]
+# ## Step 1: one program a head
+#
+# With one row of queries, tiles and [tensor cores](../glossary.md#tensor-core) fall away: a score
+# is a row of $K$ times `q`, summed. The rest is the [online
+# softmax](../glossary.md#online-softmax), in powers of 2. Take the program's keys from `_keys` as
+# all keys for now, and `lse` as a by-product.
+
+# %% tags=["copy"]
+@triton.jit
+def _keys(split, n_splits, seq_len, BLOCK_N: tl.constexpr):
+    """The keys of one of `n_splits` programs: whole blocks, which differ by one at most."""
+    blocks = tl.cdiv(seq_len, BLOCK_N)
+    start = blocks * split // n_splits * BLOCK_N
+    return start, tl.minimum(blocks * (split + 1) // n_splits * BLOCK_N, seq_len)
+
+# %%
+@triton.jit
+def first_decoding_kernel(
+    q_ptr, k_ptr, v_ptr, part_ptr, lse_ptr, seq_lens_ptr, n_heads, n_kv_heads, capacity, n_splits,
+    scale_log2, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    head, split, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    start, stop = _keys(split, n_splits, tl.load(seq_lens_ptr + b), BLOCK_N)
+    offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, HEAD_DIM)
+    row = b * n_heads + head
+    q = tl.load(q_ptr + row * HEAD_DIM + offs_d).to(tl.float32) * scale_log2
+    acc = tl.zeros([HEAD_DIM], tl.float32)
+    row_max, row_sum = -float("inf"), 0.0
+    for start_n in range(start, stop, BLOCK_N):
+        seen = start_n + offs_n < stop
+        rows = (b * capacity + start_n + offs_n) * n_kv_heads + head * n_kv_heads // n_heads
+        offs = rows[:, None] * HEAD_DIM + offs_d[None, :]  # [BLOCK_N, HEAD_DIM]
+        k = tl.load(k_ptr + offs, mask=seen[:, None], other=0.0)
+        s = tl.where(seen, tl.sum(k * q[None, :], axis=1), -float("inf"))
+        new_max = tl.maximum(row_max, tl.max(s, axis=0))
+        alpha = tl.exp2(row_max - new_max)
+        p = tl.exp2(s - new_max)
+        row_sum = row_sum * alpha + tl.sum(p, axis=0)
+        v = tl.load(v_ptr + offs, mask=seen[:, None], other=0.0)
+        acc = acc * alpha + tl.sum(p[:, None] * v, axis=0)
+        row_max = new_max
+    # no keys at all: 0 / 1, with weight 0
+    row_sum = tl.where(row_sum > 0, row_sum, 1.0)
+    part = row * n_splits + split
+    tl.store(lse_ptr + part, row_max + tl.log2(row_sum))
+    out = (acc / row_sum).to(part_ptr.dtype.element_ty)
+    tl.store(part_ptr + part * HEAD_DIM + offs_d, out)
+
+# %% [markdown]
+# It is right, and slow. Few programs run, and one
+# [SM](../glossary.md#sm) cannot ask for more than a hundredth of the memory's speed or so; and four
+# heads each read the same keys. One fault at a time.
+#
+# ## Step 2: split the keys, merge the parts
+#
+# Give the keys of a head to several programs. Each computes attention over its own part; what then
+# is the whole? Part $i$ knows its maximum $m_i$, its sum $l_i = \sum_j 2^{s_j - m_i}$ and
+# $\mathit{acc}_i = \sum_j 2^{s_j - m_i} v_j$. Brought to a common maximum $m$, sums add up:
+#
+# $$
+# O = \frac{\sum_i 2^{m_i - m} \, \mathit{acc}_i}{\sum_i 2^{m_i - m} \, l_i} .
+# $$
+#
+# Of the three numbers two will do. Let a part finish its own softmax, $O_i = \mathit{acc}_i / l_i$,
+# and leave its [log-sum-exp](../glossary.md#log-sum-exp) $L_i = m_i + \log_2 l_i$. Then $2^{m_i}
+# l_i = 2^{L_i}$ is the part's share before normalisation, and
+#
+# $$
+# O = \sum_i w_i O_i, \qquad w_i = \frac{2^{L_i - m}}{\sum_j 2^{L_j - m}}, \qquad m = \max_i L_i :
+# $$
+#
+# **to merge is a softmax over parts**. It is exact, and parts may be of any size. One without keys
+# has $L_i = -\infty$, weight 0.
+#
+# Pen and paper, with the six keys of the [flash lecture](flash_attention.py#a-softmax-that-never-sees-the-whole-row),
+# whose answer was 3. Which of the three parts weighs most?
+
+# %%
+def merge_by_hand(parts) -> float:
+    """Weighted mean of values, weights in powers of 2, part by part; prints each part."""
+    merged = []
+    for scores, values in parts:
+        p = [2 ** (score - max(scores)) for score in scores]
+        out = sum(weight * value for weight, value in zip(p, values, strict=True)) / sum(p)
+        merged.append((out, max(scores) + math.log2(sum(p))))
+    top = max(lse for _, lse in merged)
+    total = sum(2 ** (lse - top) for _, lse in merged)
+    for (scores, values), (out, lse) in zip(parts, merged, strict=True):
+        weight = 2 ** (lse - top) / total
+        print(f"scores {scores}, values {values}: {out = :.4f}  {lse = :.4f}  {weight = :.4f}")
+    return sum(2 ** (lse - top) / total * out for out, lse in merged)
+
+
+if __name__ == "__main__":
+    result = merge_by_hand([((3, 2), (4, 2)), ((1, 1), (8, 4)), ((5, 4), (3, 2))])
+    print(f"merged: {result:.4f}")
+
+# %% [markdown]
+# The weights are 12, 4 and 48 of 64: the sums $2^{L_i}$ themselves.
+#
+# {{ diagram("flash_decoding_split") }}
+#
+# A second kernel merges, one program a row of queries. The parts are few, a tile holds them all.
+# `gdc_wait` belongs to step 5.
+
+# %% tags=["copy"]
+@triton.jit
+def merge_kernel(
+    part_ptr, lse_ptr, out_ptr, n_splits,
+    HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One row of the output from its `n_splits` parts; `SPLITS` is a power of 2 that holds them."""
+    if EARLY:
+        gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    offs_s, offs_d = tl.arange(0, SPLITS), tl.arange(0, HEAD_DIM)
+    parts, mask = row * n_splits + offs_s, offs_s < n_splits
+    lse = tl.load(lse_ptr + parts, mask=mask, other=-float("inf"))
+    part_ptrs = part_ptr + parts[:, None] * HEAD_DIM + offs_d[None, :]
+    part = tl.load(part_ptrs, mask=mask[:, None], other=0.0)  # [SPLITS, HEAD_DIM]
+    # finite, since -inf - -inf is NaN: all parts of an empty sequence
+    top = tl.maximum(tl.max(lse, axis=0), -1e30)
+    weight = tl.exp2(lse - top)
+    total = tl.sum(weight, axis=0)
+    out = tl.sum(part * weight[:, None], axis=0) / tl.where(total > 0, total, 1.0)
+    tl.store(out_ptr + row * HEAD_DIM + offs_d, out.to(out_ptr.dtype.element_ty))
+
+# %%
+def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
+    """Launches `first_decoding_kernel`, and the merge; all contiguous, cache unpaged."""
+    (batch, n_heads, head_dim), (capacity, n_kv_heads) = q.shape, k_cache.shape[1:3]
+    out, lse = torch.empty_like(q), q.new_empty(batch, n_heads, n_splits, dtype=torch.float32)
+    part = out if n_splits == 1 else lse.new_empty(*lse.shape, head_dim)
+    first_decoding_kernel[(n_heads, n_splits, batch)](
+        q, k_cache, v_cache, part, lse, seq_lens, n_heads, n_kv_heads, capacity, n_splits,
+        head_dim**-0.5 * math.log2(math.e), HEAD_DIM=head_dim, BLOCK_N=4096 // head_dim,
+    )  # fmt: skip
+    if n_splits > 1:
+        merge_kernel[(batch * n_heads,)](
+            part, lse, out, n_splits, head_dim, triton.next_power_of_2(n_splits), EARLY=False
+        )
+    return out
+
+# %% [markdown]
+# One part needs no merge: its $O_1$ is the output.
+#
+# ## Step 3: heads that share keys share a tile
+#
+# The four heads of a group read the same keys. Let one program serve them all: their queries become
+# the rows of one tile, and keys and values are loaded once for the four. With rows there is a
+# product again, and `tl.dot` wants 16 of them at least. So 12 of 16 rows are zeros. Wasteful?
+# Tensor cores have a hundred times the time they need; what must not be wasted is bytes.
+#
+# {{ diagram("flash_decoding_group") }}
+#
+# ## Step 4: follow the table
+#
+# A server does not know how long its sequences will become. It cuts the cache into *pages* of 16 or
+# 64 tokens, hands them out as sequences grow, and notes in a **block table** which page holds which
+# tokens: entry `t // PAGE_SIZE` of a sequence's row, for its token `t`
+# ([PagedAttention](https://arxiv.org/abs/2309.06180), 2023).
+#
+# {{ diagram("flash_decoding_pages") }}
+#
+# In the kernel that is one more load: from keys to pages to places. A cache without pages is the
+# case of one page a sequence, as large as its room.
+
+# %% tags=["copy"]
+@triton.jit
+def flash_decoding_kernel(
+    q_ptr, k_ptr, v_ptr, part_ptr, lse_ptr, seq_lens_ptr, table_ptr, n_kv_heads, n_splits, capacity,
+    scale_log2, stride_qb, stride_qh, stride_page, stride_token, stride_head, stride_table,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Attention of `GROUP` heads that share keys, over one part of a sequence's keys.
+
+    Writes the part's output and its log-sum-exp to base 2. `PAGE_SIZE` is 0 for a cache without a
+    table, where page `b` is sequence `b`. `scale_log2` is the factor of the scores times log2(e).
+    """
+    if EARLY:
+        gdc_launch_dependents()
+    pid = tl.program_id(0)
+    split = pid // n_kv_heads % n_splits
+    # int64: a cache may have more than 2**31 elements
+    head, b = (pid % n_kv_heads).to(tl.int64), (pid // n_kv_heads // n_splits).to(tl.int64)
+    seq_len = tl.minimum(tl.load(seq_lens_ptr + b), capacity)
+    start, stop = _keys(split, n_splits, seq_len, BLOCK_N)
+    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    offs_d = tl.arange(0, HEAD_DIM)
+    mask_m = (offs_m < GROUP)[:, None]
+    rows = (head * GROUP + offs_m)[:, None]
+    q_ptrs = q_ptr + b * stride_qb + rows * stride_qh + offs_d[None, :]
+    q = tl.load(q_ptrs, mask=mask_m, other=0.0)  # [BLOCK_M, HEAD_DIM]
+
+    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    row_max = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    for start_n in range(start, stop, BLOCK_N):
+        keys = (start_n + offs_n).to(tl.int64)
+        seen = keys < stop
+        if PAGE_SIZE == 0:
+            places = b * stride_page + keys * stride_token
+        else:
+            table_ptrs = table_ptr + b * stride_table + keys // PAGE_SIZE
+            pages = tl.load(table_ptrs, mask=seen, other=0).to(tl.int64)
+            places = pages * stride_page + keys % PAGE_SIZE * stride_token
+        offs = head * stride_head + places[:, None] + offs_d[None, :]  # [BLOCK_N, HEAD_DIM]
+        k = tl.load(k_ptr + offs, mask=seen[:, None], other=0.0)
+        s = tl.dot(q, k.T) * scale_log2
+        s = tl.where(seen[None, :], s, -float("inf"))
+        new_max = tl.maximum(row_max, tl.max(s, axis=1))
+        alpha = tl.exp2(row_max - new_max)
+        p = tl.exp2(s - new_max[:, None])
+        row_sum = row_sum * alpha + tl.sum(p, axis=1)
+        # 0 beyond the end: whatever lies there, were it NaN, times a weight of 0
+        v = tl.load(v_ptr + offs, mask=seen[:, None], other=0.0)
+        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
+        row_max = new_max
+    row_sum = tl.where(row_sum > 0, row_sum, 1.0)
+    parts = (b * n_kv_heads * GROUP + rows) * n_splits + split  # [BLOCK_M, 1]
+    tl.store(lse_ptr + parts, (row_max + tl.log2(row_sum))[:, None], mask=mask_m)
+    out = (acc / row_sum[:, None]).to(part_ptr.dtype.element_ty)
+    tl.store(part_ptr + parts * HEAD_DIM + offs_d[None, :], out, mask=mask_m)
+
+# %% [markdown]
+# The loads of coming blocks run while a block is used (*[pipelining](../glossary.md#pipelining)*).
+# With a table there are two loads in a row, and the compiler spreads its stages over both: it takes
+# 5 to have as many keys under way as 3 without. The compiled kernels show it, in bytes of
+# [shared memory](../glossary.md#shared-memory): exercise 2.
+#
+# ## Step 5: how many parts, and who waits
+#
+# **How many.** {{ env.sms }} SMs hold three of these programs each; call that a
+# [wave](../glossary.md#wave). Count in the time of a block of keys: a program takes its blocks,
+# and about two more to begin and end. With $n$ parts for each of $P$ pairs of sequence and head,
+#
+# $$
+# \text{time} \approx \Bigl\lceil \frac{P n}{\text{wave}} \Bigr\rceil
+# \Bigl( \Bigl\lceil \frac{\text{blocks}}{n} \Bigr\rceil + 2 \Bigr) ,
+# $$
+#
+# and `_splits` takes the best $n$. It looks at shapes alone, never at `seq_lens`, for two reasons.
+# To know the lengths, the host would have to wait for the GPU. And sums in another order round
+# otherwise: a number of parts that depends on shapes gives the same bits in every run
+# ([determinism](../glossary.md#determinism)). A batch may hold one long sequence among short ones:
+# a part has 64 blocks at most, so that its work spreads.
+#
+# **Who waits.** Two launches in a row: the merge starts when the last part is done, some
+# microseconds later, in a kernel of ten. On [Hopper](../glossary.md#hopper) and later a kernel may
+# be launched *early*: its programs take their places while the first kernel still runs, and wait in
+# `gdc_wait` until all it wrote can be seen.
+#
+# One launch would do, too. [Reductions](../fusion/reductions.py#everything-two-stages-in-one-launch-or-atomics)
+# lets the last program to arrive add up what all have stored, in a fixed order, so the bits stay.
+# But the count that tells who is last must be 0 at the start: a launch that zeroes it is a
+# second launch again, and a count kept between calls is shared by two streams. To add up by
+# [atomics](../glossary.md#atomic-operation) needs the maximum beforehand, and loses the bits.
+
+# %% tags=["copy"]
+# head_dim: BLOCK_N, num_warps, num_stages; keys of a block are 16 KiB
+TILES = {64: (128, 4, 3), 128: (64, 4, 3), 256: (32, 4, 3)}
+# programs that an SM holds, blocks that a program's start is worth, blocks and parts at most
+PER_SM, START, MOST_BLOCKS, MOST_SPLITS = 3, 2, 64, 128
+
+
+@functools.lru_cache(maxsize=1024)
+def _splits(pairs: int, blocks: int, device: torch.device) -> int:
+    """Parts for each pair of sequence and KV head, from shapes and the number of SMs."""
+    on_gpu = device.type == "cuda"
+    sms = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 8
+    least = min(triton.cdiv(blocks, MOST_BLOCKS), MOST_SPLITS)
+    most = min(blocks, MOST_SPLITS)
+
+    def time(n):
+        return triton.cdiv(pairs * n, sms * PER_SM) * (triton.cdiv(blocks, n) + START)
+
+    return min(range(max(least, 1), max(most, 1) + 1), key=time)
+
+
+def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, early=None) -> None:
+    """Writes `out`, as `q` but contiguous. `n_splits` and `early` are chosen if None."""
+    (batch, n_heads, head_dim), (_, page_size, n_kv_heads, _) = q.shape, k_cache.shape
+    block_n, num_warps, num_stages = TILES[head_dim]
+    capacity = page_size if table is None else table.shape[1] * page_size
+    pairs, group = batch * n_kv_heads, n_heads // n_kv_heads
+    if n_splits is None:
+        n_splits = _splits(pairs, triton.cdiv(capacity, block_n), q.device)
+    if early is None:
+        early = q.is_cuda and _starts_early(q.device)
+    early = early and n_splits > 1
+    lse = torch.empty(batch * n_heads * n_splits, dtype=torch.float32, device=q.device)
+    part = out
+    if n_splits > 1:
+        part = torch.empty((lse.shape[0], head_dim), dtype=torch.float32, device=q.device)
+    flash_decoding_kernel[(pairs * n_splits,)](
+        q, k_cache, v_cache, part, lse, seq_lens, table, n_kv_heads, n_splits, capacity,
+        scale * math.log2(math.e), q.stride(0), q.stride(1), *k_cache.stride()[:3],
+        0 if table is None else table.stride(0), GROUP=group, HEAD_DIM=head_dim,
+        PAGE_SIZE=0 if table is None else page_size,
+        BLOCK_M=max(16, triton.next_power_of_2(group)), BLOCK_N=block_n, EARLY=early,
+        # the table's loads take as many stages as those of the keys
+        num_warps=num_warps, num_stages=num_stages if table is None else 2 * num_stages - 1,
+    )  # fmt: skip
+    if n_splits > 1:
+        merge_kernel[(batch * n_heads,)](
+            part, lse, out, n_splits, HEAD_DIM=head_dim, EARLY=early,
+            SPLITS=triton.next_power_of_2(n_splits), **({"launch_pdl": True} if early else {}),
+        )  # fmt: skip
+
+
+@functools.lru_cache
+def _starts_early(device: torch.device) -> bool:
+    """Whether a kernel may be launched before the one in front of it has ended."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def flash_decoding(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, seq_lens: torch.Tensor, *,
+    block_table: torch.Tensor | None = None, scale: float | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Attention of one token a sequence over its KV cache: `softmax(scale * q @ k.T) @ v`.
+
+    Forward only. Sums and softmax are float32; weights are rounded to the dtype of the cache before
+    they meet the values. The same shapes on the same GPU give the same bits. Nothing waits for the
+    GPU, so the call may be captured in a CUDA graph, and `seq_lens`, table and cache may change
+    between its replays.
+
+    Args:
+        q: Queries `(B, H, D)`, float16 or bfloat16, on a GPU; D is 64, 128 or 256.
+        k_cache: Keys, `(B, capacity, H_kv, D)`, or with a table `(n_pages, page_size, H_kv, D)`;
+            H_kv divides H, at most 64 times. Any strides, but numbers of a row are adjacent.
+        v_cache: Values, alike in shape, dtype and strides.
+        seq_lens: How many tokens each sequence has, int32 `(B,)`. Trusted, as reading them would
+            mean waiting; more than the capacity counts as the capacity, fewer than 1 as none.
+        block_table: int32 `(B, n)`: sequence `b` has token `t` in page `block_table[b, t //
+            page_size]`. Entries of pages in use are trusted to exist, others are never looked at.
+        scale: Factor of the scores, positive; `D ** -0.5` if None.
+
+    Returns:
+        A contiguous tensor like `q`; 0 for a sequence without tokens.
+
+    Raises:
+        TypeError: A dtype is not as above.
+        ValueError: A shape, stride, device or the scale is not as above, or a gradient is wanted.
+    """
+    if not q.is_cuda and not triton.knobs.runtime.interpret:
+        raise ValueError(f"flash_decoding needs a GPU, got {q.device}; or set TRITON_INTERPRET=1")
+    tensors = {"q": (q, 3), "k_cache": (k_cache, 4), "v_cache": (v_cache, 4)}
+    for name, (x, dims) in (tensors | {"seq_lens": (seq_lens, 1)}).items():
+        if x.dim() != dims or x.device != q.device:
+            why = f"takes {dims} dimensions on {q.device}; {name}: {[*x.shape]} on {x.device}"
+            raise ValueError(f"flash_decoding {why}")
+        if name in tensors and (x.dtype not in (torch.float16, torch.bfloat16) or x.dtype != q.dtype):
+            raise TypeError(f"flash_decoding takes float16 or bfloat16 alone; {name} is {x.dtype}")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"flash_decoding takes no gradient back, and {name} requires one")
+    (batch, n_heads, head_dim), (n_pages, _, n_kv_heads, cached_dim) = q.shape, k_cache.shape
+    if k_cache.shape != v_cache.shape or k_cache.stride() != v_cache.stride():
+        told = f"{[*k_cache.shape]} {k_cache.stride()} and {[*v_cache.shape]} {v_cache.stride()}"
+        raise ValueError(f"flash_decoding takes caches alike in shape and strides, got {told}")
+    if head_dim not in TILES or head_dim != cached_dim or k_cache.stride(3) != 1:
+        told = f"one head_dim of {[*TILES]}, adjacent in memory; got {head_dim} and {cached_dim}"
+        raise ValueError(f"flash_decoding takes {told}, stride {k_cache.stride(3)}")
+    if n_kv_heads == 0 or n_heads % n_kv_heads or n_heads > 64 * n_kv_heads:
+        told = f"1 to 64 heads a head of keys; got {n_heads} and {n_kv_heads}"
+        raise ValueError(f"flash_decoding takes {told}")
+    if seq_lens.dtype != torch.int32:
+        raise TypeError(f"flash_decoding takes int32 seq_lens, got {seq_lens.dtype}")
+    if block_table is not None and block_table.dtype != torch.int32:
+        raise TypeError(f"flash_decoding takes an int32 block_table, got {block_table.dtype}")
+    rows = n_pages if block_table is None else block_table.shape[0]
+    if not batch == seq_lens.shape[0] == rows:
+        raise ValueError(f"flash_decoding takes one batch; got {batch}, {seq_lens.shape[0]}, {rows}")
+    if block_table is not None and (block_table.dim() != 2 or block_table.device != q.device):
+        told = f"a block_table (B, n) on {q.device}; got {[*block_table.shape]}"
+        raise ValueError(f"flash_decoding takes {told} on {block_table.device}")
+    scale = head_dim**-0.5 if scale is None else scale
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"flash_decoding takes a positive, finite scale, got {scale}")
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if out.numel():
+        # a few numbers; the cache is never copied
+        q = q if q.stride(2) == 1 else q.contiguous()
+        table = block_table if block_table is None else block_table.contiguous()
+        with torch.cuda.device_of(q):
+            _decode(q, k_cache, v_cache, seq_lens.contiguous(), table, scale, out)
+    return out
+
+# %% [markdown]
+# ## Is it right?
+#
+# `check` compares with float64: lengths of one token, a block or a page more or less one, primes,
+# none; groups of 1 to 20 heads; pages of 16 and 24 tokens in random order; one to many parts. All
+# that must not be read is NaN: keys and values beyond each length, pages not in use. Entries of the
+# table behind the last page point nowhere. The output starts as NaN. Scores grow along the keys, so
+# parts differ in weight. Errors are in percent of the rounding of 16-bit weights and output.
+
+# %% tags=["fold"]
+def _poisoned(lens, n_heads, n_kv_heads, head_dim, page_size, dtype, device):
+    """Random queries and caches for `flash_decoding`, NaN where nothing may be read."""
+    q = torch.randn(len(lens), n_heads, head_dim, device=device) + 0.5
+    room = page_size or max(lens) + 5
+    used = [-(-n // room) for n in lens]
+    # head-major memory without a table, token-major with one
+    shape = (sum(used) + 2, room, n_kv_heads) if page_size else (len(lens), n_kv_heads, room)
+    k, v = torch.full((2, *shape, head_dim), math.nan, device=device)
+    k, v = (k, v) if page_size else (k.transpose(1, 2), v.transpose(1, 2))
+    table = torch.full((len(lens), max(used) + 1), 10**6, dtype=torch.int32, device=device)
+    pages = torch.randperm(shape[0], device=device).to(torch.int32).split([*used, 2])
+    for b, n in enumerate(lens):
+        table[b, : used[b]] = pages[b]
+        for i in range(used[b]):
+            page, first, last = pages[b][i] if page_size else b, i * room, min(i * room + room, n)
+            rising = torch.linspace(0.3, 3, max(n, 2), device=device)[first:last, None, None]
+            k[page, : last - first] = torch.randn(last - first, *k.shape[2:], device=device) * rising
+            v[page, : last - first] = torch.randn(last - first, *v.shape[2:], device=device)
+    seq_lens = torch.tensor(lens, dtype=torch.int32, device=device)
+    return *(x.to(dtype) for x in (q, k, v)), seq_lens, table if page_size else None
+
+
+def check(device: str = "cuda") -> None:
+    """Compares the kernels with float64; raises AssertionError where they differ."""
+    torch.manual_seed(0)
+    dtypes = [torch.float16]
+    # lengths, heads, KV heads, D, page size (0: no table), parts
+    cases = [([1, 0, 129], 4, 2, 64, 0, 2), ([127, 130], 8, 2, 128, 16, 3)]
+    cases += [([64, 15, 17], 3, 3, 64, 16, 1), ([97], 20, 1, 256, 0, 4), ([48, 199], 2, 1, 128, 24, 5)]
+    if device == "cuda":
+        # the interpreter's bfloat16 product is wrong
+        dtypes += [torch.bfloat16]
+        cases += [([8191, 0, 4097], 32, 8, 128, 16, None), ([20011], 32, 8, 128, 0, None)]
+        cases += [([1023, 64, 65, 63] * 8, 16, 2, 64, 64, None), ([5000], 8, 8, 256, 128, None)]
+    print(f"{'lengths':>22}  heads    D  page parts" + "".join(f"{str(d)[6:]:>10}" for d in dtypes))
+    for lens, n_heads, n_kv_heads, head_dim, page_size, n_splits in cases:
+        line = f"{', '.join(map(str, lens[:4])):>22} {n_heads:>3}/{n_kv_heads:<2} {head_dim:>4}"
+        line += f"  {page_size or '–':>4} {n_splits or 'auto':>5}"
+        for dtype in dtypes:
+            shape = (lens, n_heads, n_kv_heads, head_dim, page_size)
+            q, k, v, seq_lens, table = _poisoned(*shape, dtype, device)
+            wide = [x.double() for x in (q, k, v)]
+            want = flash_decoding_reference(*wide, seq_lens, block_table=table, scale=0.2)
+            frame = torch.full((len(lens) + 1, n_heads, head_dim), math.nan).to(q)
+            _decode(q, k, v, seq_lens, table, 0.2, frame[:-1], n_splits)
+            allowed = torch.finfo(dtype).eps * v.nan_to_num().abs().max().item()
+            error = (frame[:-1].double() - want).abs().max().item() / allowed
+            line += f"{error:>10.0%}"
+            assert error <= 1, f"flash_decoding is off, {dtype}:\n{line}"
+            assert frame[-1].isnan().all(), f"written past the end:\n{line}"
+            if table is None:
+                got = first_decoding(q, k.contiguous(), v.contiguous(), seq_lens, n_splits or 7)
+                want = flash_decoding_reference(*wide, seq_lens)
+                error = (got.double() - want).abs().max().item() / allowed
+                assert error <= 1, f"first_decoding is off, {dtype}:\n{line}"
+        print(line)
+
+# %%
+if __name__ == "__main__":
+    check("cuda" if torch.cuda.is_available() else "cpu")
