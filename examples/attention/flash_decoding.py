@@ -470,24 +470,24 @@ def flash_decoding(
 # %% tags=["fold"]
 def _poisoned(lens, n_heads, n_kv_heads, head_dim, page_size, dtype, device):
     """Random queries and caches for `flash_decoding`, NaN where nothing may be read."""
+    size = page_size or 1
+    n_pages = max(lens) // size + 2
     q = torch.randn(len(lens), n_heads, head_dim, device=device) + 0.5
-    room = page_size or max(lens) + 5
-    used = [-(-n // room) for n in lens]
-    # head-major memory without a table, token-major with one
-    shape = (sum(used) + 2, room, n_kv_heads) if page_size else (len(lens), n_kv_heads, room)
-    k, v = torch.full((2, *shape, head_dim), math.nan, device=device)
-    k, v = (k, v) if page_size else (k.transpose(1, 2), v.transpose(1, 2))
-    table = torch.full((len(lens), max(used) + 1), 10**6, dtype=torch.int32, device=device)
-    pages = torch.randperm(shape[0], device=device).to(torch.int32).split([*used, 2])
+    k, v = torch.randn(2, len(lens), n_kv_heads, n_pages * size, head_dim, device=device)
+    k *= torch.linspace(0.3, 3, n_pages * size, device=device)[:, None]
     for b, n in enumerate(lens):
-        table[b, : used[b]] = pages[b]
-        for i in range(used[b]):
-            page, first, last = pages[b][i] if page_size else b, i * room, min(i * room + room, n)
-            rising = torch.linspace(0.3, 3, max(n, 2), device=device)[first:last, None, None]
-            k[page, : last - first] = torch.randn(last - first, *k.shape[2:], device=device) * rising
-            v[page, : last - first] = torch.randn(last - first, *v.shape[2:], device=device)
+        k[b, :, n:] = v[b, :, n:] = math.nan
+    q, k, v = q.to(dtype), k.to(dtype).transpose(1, 2), v.to(dtype).transpose(1, 2)
     seq_lens = torch.tensor(lens, dtype=torch.int32, device=device)
-    return *(x.to(dtype) for x in (q, k, v)), seq_lens, table if page_size else None
+    if not page_size:
+        return q, k, v, seq_lens, None
+    table = torch.randperm(len(lens) * n_pages + 2, device=device)[2:].view(-1, n_pages)
+    pools = k.new_full((2, len(lens) * n_pages + 2, size, n_kv_heads, head_dim), math.nan)
+    for pool, x in zip(pools, (k, v), strict=True):
+        pool[table] = x.unflatten(1, (n_pages, size))
+    for b, n in enumerate(lens):
+        table[b, -(-n // size) :] = 10**6
+    return q, *pools, seq_lens, table.to(torch.int32)
 
 
 def check(device: str = "cuda") -> None:
