@@ -175,7 +175,8 @@ if __name__ == "__main__":
 # `gdc_wait` belongs to step 5.
 
 # %% tags=["copy"]
-@triton.jit
+# one compiled kernel for any number of parts
+@triton.jit(do_not_specialize=["n_splits"])
 def merge_kernel(
     part_ptr, lse_ptr, out_ptr, n_splits,
     HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
@@ -237,7 +238,7 @@ def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
 # case of one page a sequence, as large as its room.
 
 # %% tags=["copy"]
-@triton.jit
+@triton.jit(do_not_specialize=["n_splits", "capacity", "stride_table"])
 def flash_decoding_kernel(
     q_ptr, k_ptr, v_ptr, part_ptr, lse_ptr, seq_lens_ptr, table_ptr, n_kv_heads, n_splits, capacity,
     scale_log2, stride_qb, stride_qh, stride_page, stride_token, stride_head, stride_table,
@@ -336,54 +337,51 @@ PER_SM, START, MOST_BLOCKS, MOST_SPLITS = 3, 2, 64, 128
 
 
 @functools.lru_cache(maxsize=1024)
-def _splits(pairs: int, blocks: int, device: torch.device) -> int:
-    """Parts for each pair of sequence and KV head, from shapes and the number of SMs."""
-    on_gpu = device.type == "cuda"
-    sms = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 8
-    least = min(triton.cdiv(blocks, MOST_BLOCKS), MOST_SPLITS)
-    most = min(blocks, MOST_SPLITS)
+def _splits(pairs: int, blocks: int, sms: int) -> int:
+    """Parts for each pair of sequence and KV head; the same for the same shapes and GPU."""
 
     def time(n):
         return triton.cdiv(pairs * n, sms * PER_SM) * (triton.cdiv(blocks, n) + START)
 
-    return min(range(max(least, 1), max(most, 1) + 1), key=time)
-
-
-def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, early=None) -> None:
-    """Writes `out`, as `q` but contiguous. `n_splits` and `early` are chosen if None."""
-    (batch, n_heads, head_dim), (_, page_size, n_kv_heads, _) = q.shape, k_cache.shape
-    block_n, num_warps, num_stages = TILES[head_dim]
-    capacity = page_size if table is None else table.shape[1] * page_size
-    pairs, group = batch * n_kv_heads, n_heads // n_kv_heads
-    if n_splits is None:
-        n_splits = _splits(pairs, triton.cdiv(capacity, block_n), q.device)
-    if early is None:
-        early = q.is_cuda and _starts_early(q.device)
-    early = early and n_splits > 1
-    lse = torch.empty(batch * n_heads * n_splits, dtype=torch.float32, device=q.device)
-    part = out
-    if n_splits > 1:
-        part = torch.empty((lse.shape[0], head_dim), dtype=torch.float32, device=q.device)
-    flash_decoding_kernel[(pairs * n_splits,)](
-        q, k_cache, v_cache, part, lse, seq_lens, table, n_kv_heads, n_splits, capacity,
-        scale * math.log2(math.e), q.stride(0), q.stride(1), *k_cache.stride()[:3],
-        0 if table is None else table.stride(0), GROUP=group, HEAD_DIM=head_dim,
-        PAGE_SIZE=0 if table is None else page_size,
-        BLOCK_M=max(16, triton.next_power_of_2(group)), BLOCK_N=block_n, EARLY=early,
-        # the table's loads take as many stages as those of the keys
-        num_warps=num_warps, num_stages=num_stages if table is None else 2 * num_stages - 1,
-    )  # fmt: skip
-    if n_splits > 1:
-        merge_kernel[(batch * n_heads,)](
-            part, lse, out, n_splits, HEAD_DIM=head_dim, EARLY=early,
-            SPLITS=triton.next_power_of_2(n_splits), **({"launch_pdl": True} if early else {}),
-        )  # fmt: skip
+    least, most = (min(max(n, 1), MOST_SPLITS) for n in (triton.cdiv(blocks, MOST_BLOCKS), blocks))
+    return min(range(least, most + 1), key=time)
 
 
 @functools.lru_cache
-def _starts_early(device: torch.device) -> bool:
-    """Whether a kernel may be launched before the one in front of it has ended."""
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+def _facts(device: torch.device) -> tuple[int, bool]:
+    """How many SMs a device has, and whether a kernel may start before the last one's end."""
+    if device.type != "cuda":
+        return 8, False
+    facts = torch.cuda.get_device_properties(device)
+    return facts.multi_processor_count, facts.major >= 9 and torch.version.hip is None
+
+
+def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, early=True) -> None:
+    """Writes `out`, contiguous and of the shape of `q`; chooses the number of parts if None."""
+    (batch, n_heads, head_dim), (_, page_size, n_kv_heads, _) = q.shape, k_cache.shape
+    block_n, num_warps, num_stages = TILES[head_dim]
+    capacity = page_size if table is None else table.shape[1] * page_size
+    pairs, group, (sms, may_start_early) = batch * n_kv_heads, n_heads // n_kv_heads, _facts(q.device)
+    n_splits = n_splits or _splits(pairs, triton.cdiv(capacity, block_n), sms)
+    early = early and may_start_early and n_splits > 1
+    part, lse = out, torch.empty(n_heads * batch * n_splits, dtype=torch.float32, device=q.device)
+    if n_splits > 1:
+        part = torch.empty((*lse.shape, head_dim), dtype=torch.float32, device=q.device)
+    flash_decoding_kernel[(pairs * n_splits,)](
+        q, k_cache, v_cache, part, lse, seq_lens, table, n_kv_heads, n_splits, capacity,
+        scale * math.log2(math.e), *q.stride()[:2], *k_cache.stride()[:3],
+        0 if table is None else table.stride(0), GROUP=group, HEAD_DIM=head_dim,
+        PAGE_SIZE=0 if table is None else page_size,
+        BLOCK_M=max(16, triton.next_power_of_2(group)), BLOCK_N=block_n, EARLY=early,
+        # loads of the table take as many stages as those of the keys
+        num_warps=num_warps, num_stages=num_stages if table is None else 2 * num_stages - 1,
+    )  # fmt: skip
+    if n_splits > 1:
+        options = {"launch_pdl": True} if early else {}
+        merge_kernel[(batch * n_heads,)](
+            part, lse, out, n_splits, HEAD_DIM=head_dim, SPLITS=triton.next_power_of_2(n_splits),
+            EARLY=early, **options,
+        )  # fmt: skip
 
 
 def flash_decoding(
@@ -418,44 +416,41 @@ def flash_decoding(
     if not q.is_cuda and not triton.knobs.runtime.interpret:
         raise ValueError(f"flash_decoding needs a GPU, got {q.device}; or set TRITON_INTERPRET=1")
     tensors = {"q": (q, 3), "k_cache": (k_cache, 4), "v_cache": (v_cache, 4)}
-    for name, (x, dims) in (tensors | {"seq_lens": (seq_lens, 1)}).items():
+    whole = {"seq_lens": (seq_lens, 1)}
+    whole |= {} if block_table is None else {"block_table": (block_table, 2)}
+    for name, (x, dims) in (tensors | whole).items():
         if x.dim() != dims or x.device != q.device:
-            why = f"takes {dims} dimensions on {q.device}; {name}: {[*x.shape]} on {x.device}"
-            raise ValueError(f"flash_decoding {why}")
-        if name in tensors and (x.dtype not in (torch.float16, torch.bfloat16) or x.dtype != q.dtype):
-            raise TypeError(f"flash_decoding takes float16 or bfloat16 alone; {name} is {x.dtype}")
+            told = f"{name} of {dims} dimensions on {q.device}; got {[*x.shape]} on {x.device}"
+            raise ValueError(f"flash_decoding takes {told}")
+        allowed = (torch.int32,) if name in whole else (torch.float16, torch.bfloat16)
+        if x.dtype not in allowed or (name in tensors and x.dtype != q.dtype):
+            raise TypeError(f"flash_decoding takes {name} in one of {allowed}, as q; got {x.dtype}")
         if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"flash_decoding takes no gradient back, and {name} requires one")
-    (batch, n_heads, head_dim), (n_pages, _, n_kv_heads, cached_dim) = q.shape, k_cache.shape
+            raise ValueError(f"flash_decoding has no backward, and {name} requires a gradient")
+    (batch, n_heads, head_dim), n_kv_heads = q.shape, k_cache.shape[2]
     if k_cache.shape != v_cache.shape or k_cache.stride() != v_cache.stride():
         told = f"{[*k_cache.shape]} {k_cache.stride()} and {[*v_cache.shape]} {v_cache.stride()}"
         raise ValueError(f"flash_decoding takes caches alike in shape and strides, got {told}")
-    if head_dim not in TILES or head_dim != cached_dim or k_cache.stride(3) != 1:
-        told = f"one head_dim of {[*TILES]}, adjacent in memory; got {head_dim} and {cached_dim}"
-        raise ValueError(f"flash_decoding takes {told}, stride {k_cache.stride(3)}")
-    if n_kv_heads == 0 or n_heads % n_kv_heads or n_heads > 64 * n_kv_heads:
-        told = f"1 to 64 heads a head of keys; got {n_heads} and {n_kv_heads}"
+    if head_dim not in TILES or head_dim != k_cache.shape[3] or k_cache.stride(3) != 1:
+        told = f"q {[*q.shape]}, cache {[*k_cache.shape]} {k_cache.stride()}"
+        raise ValueError(f"flash_decoding takes D of {[*TILES]}, adjacent in the cache; got {told}")
+    if not 1 <= n_kv_heads <= n_heads <= 64 * n_kv_heads or n_heads % n_kv_heads:
+        told = f"1 to 64 heads for each of the cache; got {n_heads} and {n_kv_heads}"
         raise ValueError(f"flash_decoding takes {told}")
-    if seq_lens.dtype != torch.int32:
-        raise TypeError(f"flash_decoding takes int32 seq_lens, got {seq_lens.dtype}")
-    if block_table is not None and block_table.dtype != torch.int32:
-        raise TypeError(f"flash_decoding takes an int32 block_table, got {block_table.dtype}")
-    rows = n_pages if block_table is None else block_table.shape[0]
-    if not batch == seq_lens.shape[0] == rows:
-        raise ValueError(f"flash_decoding takes one batch; got {batch}, {seq_lens.shape[0]}, {rows}")
-    if block_table is not None and (block_table.dim() != 2 or block_table.device != q.device):
-        told = f"a block_table (B, n) on {q.device}; got {[*block_table.shape]}"
-        raise ValueError(f"flash_decoding takes {told} on {block_table.device}")
+    batches = {name: x.shape[0] for name, (x, _) in whole.items()}
+    batches |= {"k_cache": k_cache.shape[0]} if block_table is None else {}
+    if set(batches.values()) != {batch}:
+        raise ValueError(f"flash_decoding takes one batch; q has {batch}, others {batches}")
     scale = head_dim**-0.5 if scale is None else scale
     if not 0 < scale < float("inf"):
         raise ValueError(f"flash_decoding takes a positive, finite scale, got {scale}")
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if out.numel():
-        # a few numbers; the cache is never copied
-        q = q if q.stride(2) == 1 else q.contiguous()
-        table = block_table if block_table is None else block_table.contiguous()
+    if batch:
+        # few numbers all, if they must be copied; the cache never is
+        q, seq_lens = q if q.stride(2) == 1 else q.contiguous(), seq_lens.contiguous()
+        table = None if block_table is None else block_table.contiguous()
         with torch.cuda.device_of(q):
-            _decode(q, k_cache, v_cache, seq_lens.contiguous(), table, scale, out)
+            _decode(q, k_cache, v_cache, seq_lens, table, scale, out)
     return out
 
 # %% [markdown]
@@ -528,3 +523,259 @@ def check(device: str = "cuda") -> None:
 # %%
 if __name__ == "__main__":
     check("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% [markdown]
+# ## Is it fast?
+#
+# 32 heads on 8, $D = 128$, bfloat16; every provider reads the same cache, tokens outermost, as
+# servers keep it. Before you look: the kernel of step 1, at batch 1, runs on 32 of
+# {{ env.sms }} SMs and reads each key four times. What share of a read's speed will it reach?
+
+# %%
+@triton.jit
+def read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
+    x = tl.load(x_ptr + tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK))
+    # unused loads would be dropped by the compiler
+    tl.store(out_ptr + tl.program_id(0), tl.xor_sum(x, axis=0))
+
+# %% tags=["fold"]
+def bench(measure):
+    """Benchmarks of this page; see scripts/measure.py for how each time is taken."""
+    import contextlib
+    import warnings
+    from functools import partial
+
+    import torch.nn.functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def inputs(batch, seq_len, n_heads=32, n_kv_heads=8, head_dim=128):
+        new = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
+        kv = new(2, batch, seq_len, n_kv_heads, head_dim)
+        lens = torch.full((batch,), seq_len, dtype=torch.int32, device="cuda")
+        return new(batch, n_heads, head_dim), *kv, lens
+
+    def read(k, tokens):
+        """Reads as many bytes as keys and values of so many tokens, which share a storage."""
+        words = torch.empty(0, dtype=torch.int32, device="cuda").set_(k.untyped_storage())
+        out = words.new_empty(tokens * k[0, 0].numel() // 4096)
+        return lambda: read_kernel[out.shape](words, out, BLOCK=4096, num_warps=8)
+
+    def paged(k, v, page_size):
+        """The same cache in shuffled pages, and its table."""
+        pages = torch.randperm(k.numel() // k[0, :page_size].numel(), device="cuda")
+        pools = []
+        for x in (k, v):
+            pools.append(torch.empty_like(x).view(-1, page_size, *x.shape[2:]))
+            pools[-1][pages] = x.view(pools[-1].shape)
+        return *pools, pages.view(k.shape[0], -1).to(torch.int32)
+
+    def sdpa(backend, q, k, v, mask=None):
+        with sdpa_kernel(getattr(SDPBackend, backend)):
+            tensors = q[:, :, None], k.transpose(1, 2), v.transpose(1, 2)
+            return F.scaled_dot_product_attention(*tensors, attn_mask=mask, enable_gqa=True)
+
+    def peers(q, k, v, mask=None, names=("flash", "cudnn", "efficient")):
+        """Those of SDPA's backends that take it."""
+        taken = {}
+        for name in names:
+            backend = "MATH" if name == "math" else f"{name}_attention".upper()
+            call = partial(sdpa, backend, q, k, v, mask)
+            with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
+                warnings.simplefilter("ignore")
+                call()
+                taken[f"sdpa_{name}"] = call
+        return taken
+
+    def unfused(q, k, v):
+        grouped = q.unflatten(1, (k.shape[2], -1))  # [B, n_kv_heads, GROUP, D]
+        scores = grouped @ k.permute(0, 2, 3, 1) * q.shape[2] ** -0.5
+        return scores.softmax(dim=-1) @ v.transpose(1, 2)
+
+    def rows(q, k, timings, tokens=None, **more):
+        tokens, size = tokens or k.shape[0] * k.shape[1], {"batch": q.shape[0]}
+        size |= {"seq_len": k.shape[1], "heads": q.shape[1], "kv_heads": k.shape[2]} | more
+        size["bytes"] = 4 * tokens * k[0, 0].numel() + 4 * q.numel()
+        size["flops"] = 4 * tokens * q[0].numel()
+        return [{"provider": p, **size, **timing} for p, timing in timings.items()]
+
+    def benchmark(name, title, found, x="seq_len"):
+        about = {"name": f"decoding_{name}", "title": f"One token, {title}, bfloat16", "x": x}
+        return about | {"dtype": "bfloat16", "mode": "forward", "ceiling": None, "rows": found}
+
+    heads = "32 heads on 8 × 128"
+    for batch, longest in ((1, 131072), (8, 131072), (64, 32768)):
+        found = []
+        for seq_len in (2**i for i in range(10, longest.bit_length())):
+            q, k, v, lens = inputs(batch, seq_len)
+            calls = {"triton": partial(flash_decoding, q, k, v, lens)}
+            calls |= {"triton_read": read(k, batch * seq_len)} | peers(q, k, v)
+            calls |= {"torch_unfused": partial(unfused, q, k, v)}
+            if batch * seq_len <= 2**17:  # it copies keys and values for each head
+                calls |= peers(q, k, v, names=("math",))
+            found += rows(q, k, measure(calls, host=batch == 1))
+        yield benchmark(f"b{batch}", f"batch {batch}, {heads}", found)
+
+    found = []
+    for seq_len in (2048, 8192, 32768):
+        q, k, v, lens = inputs(1, seq_len)
+        scale, out = 128**-0.5, torch.empty_like(q)
+        n_splits = _splits(8, seq_len // 64, _facts(q.device)[0])
+        calls = {
+            "triton_first": partial(first_decoding, q, k, v, lens),
+            "triton_split": partial(first_decoding, q, k, v, lens, n_splits),
+            "triton_grouped": partial(_decode, q, k, v, lens, None, scale, out, early=False),
+            "triton": partial(_decode, q, k, v, lens, None, scale, out),
+        }
+        for page_size in (16, 64):
+            *pools, table = paged(k, v, page_size)
+            call = partial(_decode, q, *pools, lens, table, scale, out)
+            calls[f"triton_pages_of_{page_size}"] = call
+        found += rows(q, k, measure(calls | {"triton_read": read(k, seq_len)}))
+    yield benchmark("steps", f"batch 1, {heads}: step by step", found)
+
+    found = []
+    for seq_len in (8192, 65536):
+        q, k, v, lens = inputs(1, seq_len)
+        out, most = torch.empty_like(q), min(MOST_SPLITS, seq_len // TILES[128][0])
+        counts = {*(2**i for i in range(8)), 24, 33, 48, 96} | {_splits(8, seq_len // 64, _facts(q.device)[0])}
+        for n in sorted(n for n in counts if n <= most):
+            call = partial(_decode, q, k, v, lens, None, 128**-0.5, out, n)
+            found += rows(q, k, measure({"triton": call}), n_splits=n)
+    yield benchmark("splits", f"batch 1, {heads}: how many parts", found, "n_splits")
+
+    found = []
+    q, k, v, _ = inputs(32, 32768)
+    for longest in (4096, 32768):
+        lens = torch.linspace(math.log(256), math.log(longest), 32).exp().int()[torch.randperm(32)]
+        tokens, lens = lens.sum().item(), lens.cuda()
+        mask = (torch.arange(32768, device="cuda") < lens[:, None])[:, None, None]
+        *pools, table = paged(k, v, 16)
+        calls = {"triton": partial(flash_decoding, q, k, v, lens), "triton_read": read(k, tokens)}
+        calls["triton_pages_of_16"] = partial(flash_decoding, q, *pools, lens, block_table=table)
+        calls |= peers(q, k, v, mask, ("cudnn", "efficient"))
+        found += rows(q, k, measure(calls), tokens, longest=longest)
+    yield benchmark("ragged", f"batch 32 of 256 tokens and more, {heads}", found, "longest")
+
+    found = []
+    for seq_len in (1024, 4096, 16384):
+        layers, calls = [inputs(1, seq_len) for _ in range(32)], {}
+        each = {"triton": flash_decoding}
+        each["sdpa_flash"] = lambda q, k, v, _: sdpa("FLASH_ATTENTION", q, k, v)
+        for provider, attend in each.items():
+            calls[provider] = lambda f=attend, layers=layers: [f(*layer) for layer in layers]
+            calls[provider]()  # compiles
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                calls[provider]()
+            calls[f"{provider}_graph"] = graph.replay
+        q, k, *_ = layers[0]
+        found += rows(q, k, measure(calls, host=True), 32 * seq_len)
+    yield benchmark("layers", f"32 layers in a row, batch 1, {heads}", found)
+
+# %% [markdown]
+# {{ figure("decoding_b1", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "sdpa_math", "torch_unfused"], caption="Batch 1: from 8,192 tokens on close to a read of the same bytes; ahead of every backend of SDPA.") }}
+#
+# {{ figure("decoding_b8", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "torch_unfused"], caption="Batch 8: the speed of a read.") }}
+#
+# {{ figure("decoding_b64", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "torch_unfused"], caption="Batch 64: there are programs enough; what counts is to read each key once.") }}
+#
+# {% for name in ["decoding_b1", "decoding_b8", "decoding_b64"] %}{% for r in rows(name, provider="triton") if r.seq_len >= 8192 %}
+# {{ claim(row(name, provider="triton_read", seq_len=r.seq_len).ms / r.ms >= 0.88) }}{{ claim(r.ms < row(name, provider="sdpa_flash", seq_len=r.seq_len).ms) }}
+# {% endfor %}{% endfor %}
+# In percent of the read of the same bytes, and in brackets the best of SDPA:
+#
+# | | 1,024 tokens | 8,192 tokens | 32,768 tokens |
+# |---|---|---|---|
+# {% for name, label in [("decoding_b1", "batch 1"), ("decoding_b8", "batch 8"), ("decoding_b64", "batch 64")] %}
+# | {{ label }} {% for n in [1024, 8192, 32768] %}{% set read = row(name, provider="triton_read", seq_len=n) %}{% set best = (rows(name, seq_len=n) | selectattr("provider", "in", ["sdpa_flash", "sdpa_cudnn", "sdpa_efficient"]) | map(attribute="ms") | min) %}| {{ (read.ms / row(name, provider="triton", seq_len=n).ms * 100) | pct }} ({{ (read.ms / best * 100) | pct }}) {% endfor %}|
+# {% endfor %}
+#
+# Step by step, batch 1. *Split* is step 2, *grouped* step 3, with two launches in a row; *Triton*
+# starts the second one early.
+#
+# {{ table("decoding_steps", columns=["seq_len", "provider", "ms", "tbps"]) }}
+#
+# {% set first, split = row("decoding_steps", provider="triton_first", seq_len=8192), row("decoding_steps", provider="triton_split", seq_len=8192) %}
+# {% set ours, waits = row("decoding_steps", provider="triton", seq_len=8192), row("decoding_steps", provider="triton_grouped", seq_len=8192) %}
+# {{ claim(first.ms > 3 * split.ms and split.ms > waits.ms and waits.ms >= ours.ms) }}
+# At 8,192 tokens splitting gains {{ (first.ms / split.ms) | times }}, sharing keys {{ (split.ms / waits.ms) | times }}, the early start {{ ((waits.ms - ours.ms) * 1000) | n(1) }} µs.
+#
+# {{ figure("decoding_splits", y="us", logy=True, caption="Too few parts leave SMs idle, too many spend their time on starting and merging.") }}
+#
+# A batch of 32 with lengths from 256 to `longest`, evenly on a logarithmic scale, in a cache with
+# room for 32,768 tokens each. SDPA gets a mask, and reads all of it:
+#
+# {{ table("decoding_ragged", columns=["longest", "provider", "ms", "tbps"]) }}
+#
+# ## Where it loses, and why
+#
+# {% set ours, read = row("decoding_b1", provider="triton", seq_len=1024), row("decoding_b1", provider="triton_read", seq_len=1024) %}
+# **Short contexts.** 1,024 tokens are {{ ours.bytes | bytes }}, which a read fetches in
+# {{ read.ms | ms }}; two launches take {{ ours.ms | ms }}. And Python needs {{ ours.host_us | n(0) }} µs
+# to make them, {{ row("decoding_b1", provider="sdpa_flash", seq_len=1024).host_us | n(0) }} for SDPA's.
+# {{ claim(ours.host_us * 1e-3 > ours.ms) }}A token passes every layer, one attention after the
+# other; so servers record the whole step once as a [CUDA graph](../glossary.md#cuda-graph), and replay it. That
+# works here because no choice of the host depends on `seq_lens`:
+#
+# {{ table("decoding_layers", columns=["seq_len", "provider", "ms", "host_us"]) }}
+#
+# **Pages of 16** cost a table entry for each key, and a cache in random order; see the steps above.
+#
+# **Many heads on one.** At 16 rows and below the tile costs nothing, since it is there anyway. With
+# 64 the exponentials of a block take as long as its bytes.
+#
+# ## What to remember
+#
+# 1. Count bytes first. One token reads its cache once: that is the floor, and FLOPs do not matter.
+# 2. A softmax over parts merges softmaxes: output and log-sum-exp are all that a part must leave.
+# 3. Choose the split from shapes. Then nothing waits for the GPU, and the bits are always the same.
+#
+# ## Exercises
+#
+# ??? question "1. A merge of merges (five minutes)"
+#     Merge the first two of the three parts above into one, with its own log-sum-exp; then that
+#     with the third. Is the result the same? May a tree merge?
+#
+#     ??? success "Answer"
+#         $O = (12 \cdot 10/3 + 4 \cdot 6) / 16 = 4$, $L = \log_2 (12 + 4) = 4$. With the third:
+#         $(16 \cdot 4 + 48 \cdot 8/3) / 64 = 3$. To merge is associative, so any tree will do; in
+#         floating point each tree rounds in its own way.
+#
+# ??? question "2. Where do the stages go? (fifteen minutes)"
+#     `flash_decoding_kernel.warmup(…)` takes the arguments of a launch and compiles. Compare
+#     `.metadata.shared` for 2 to 5 stages, with a table and without.
+#
+#     ??? success "Answer"
+#         $D = 128$, Triton 3.6, KiB without: 38, 70, 102, 134. With pages of 16: 38, 38, 38, 71. Two
+#         stages more hold one block of keys more, as the entries they need are a stage ahead.
+#
+# ??? question "3. The same bits, whoever else is served (twenty minutes)"
+#     A sequence alone and the same one in a batch of 64 may differ in the last bit. Why? Mend it.
+#
+#     ??? success "Answer"
+#         `n_splits` depends on the batch, and with it where the sums are cut. Give every part the
+#         same number of keys whatever the batch: in `_keys` let part `split` begin at
+#         `split * PART`, and launch `cdiv(capacity, PART)` of them. Parts past the end weigh 0, and
+#         zeros change no bit.
+#
+# ??? question "4. A sliding window (ten minutes)"
+#     Each token sees the last 4,096 keys alone. What changes? What if the first four stay in sight?
+#
+#     ??? success "Answer"
+#         Blocks are counted from `first = max(seq_len - 4096, 0) // BLOCK_N`, and `seen` asks for
+#         `keys >= seq_len - 4096` too. The first four: a part of their own, merged as the others.
+#
+# ## Use it in your project
+#
+# ```python
+# from flash_decoding import flash_decoding
+#
+# # q (B, H, D); cache (B, capacity, H_kv, D); seq_lens (B,), int32
+# out = flash_decoding(q, k_cache, v_cache, seq_lens)
+# # cache (n_pages, page_size, H_kv, D); block_table (B, n), int32
+# out = flash_decoding(q, k_cache, v_cache, seq_lens, block_table=block_table)
+# ```
+#
+# The file, or the block "Copy this kernel", needs torch and triton alone:
+# [`flash_decoding`][examples.attention.flash_decoding.flash_decoding]. In production take
+# [FlashInfer](https://github.com/flashinfer-ai/flashinfer), or the kernels of your server.
