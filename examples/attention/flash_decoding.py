@@ -25,13 +25,12 @@
 # |---|---|---|
 # | cache, $2 \cdot 8192 \cdot 8 \cdot 128$ numbers, read | {{ (4 * 8192 * 8 * 128) | bytes }} | {{ read.ms | ms }} at the speed of a read |
 # | two products, $4 \cdot 32 \cdot 8192 \cdot 128$ | 134 MFLOP | {{ (4 * 32 * 8192 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} at the library's best matrix rate |
-# | queries read, output written | 16 KiB | – |
 #
 # {{ claim(read.ms > 20 * 4 * 32 * 8192 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) }}
 # A number of the cache is 2 bytes, and takes part in one multiply-add for each of the $G = 4$ heads
 # that share it. The [arithmetic intensity](../glossary.md#arithmetic-intensity) is $G$ operations a
-# byte at any length, where the [roofline](../foundations/memory_hierarchy.py) bends near 200: FLOPs
-# do not matter. **The floor is the bytes of the cache, read once.** The yardstick is a *read*, not
+# byte at any length, where the [roofline](../foundations/memory_hierarchy.py) bends near
+# {{ (matmul_tflops("bfloat16", 8192) / read.tbps) | n(0) }}: FLOPs do not matter. **The floor is the bytes of the cache, read once.** The yardstick is a *read*, not
 # this site's usual copy: half a copy's bytes are writes, and those of a small one end in
 # [L2](../glossary.md#l2). As in [Reductions](../fusion/reductions.py), a kernel that loads the same
 # bytes and keeps one word in 4,096 is timed beside each row.
@@ -54,8 +53,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 # %%
 def flash_decoding_reference(q, k_cache, v_cache, seq_lens, *, block_table=None, scale=None):
     """Attention of one token a sequence in plain PyTorch; shapes as in `flash_decoding`."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out = torch.zeros_like(q)
+    out, scale = torch.zeros_like(q), q.shape[-1] ** -0.5 if scale is None else scale
     for b, seq_len in enumerate(seq_lens.tolist()):
         if block_table is None:
             k, v = k_cache[b, :seq_len], v_cache[b, :seq_len]  # [seq_len, n_kv_heads, D]
@@ -71,7 +69,7 @@ def flash_decoding_reference(q, k_cache, v_cache, seq_lens, *, block_table=None,
 # %% [markdown]
 # ## Step 1: one program a head
 #
-# With one row of queries, tiles and [tensor cores](../glossary.md#tensor-core) fall away: a score
+# With one row of queries there is no matrix product left: a score
 # is a row of $K$ times `q`, summed. The rest is the [online
 # softmax](../glossary.md#online-softmax), in powers of 2. Take the program's keys from `_keys` as
 # all keys for now, and `lse` as a by-product.
@@ -118,9 +116,8 @@ def first_decoding_kernel(
     tl.store(part_ptr + part * HEAD_DIM + offs_d, out)
 
 # %% [markdown]
-# It is right, and slow. Few programs run, and one
-# [SM](../glossary.md#sm) cannot ask for more than a hundredth of the memory's speed or so; and four
-# heads each read the same keys. One fault at a time.
+# It is right, and slow: most of the chip has nothing to do, and the four heads of a group each read
+# the same keys. One fault at a time.
 #
 # ## Step 2: split the keys, merge the parts
 #
@@ -149,29 +146,25 @@ def first_decoding_kernel(
 # %%
 def merge_by_hand(parts) -> float:
     """Weighted mean of values, weights in powers of 2, part by part; prints each part."""
-    merged = []
+    found = []
     for scores, values in parts:
         p = [2 ** (score - max(scores)) for score in scores]
         out = sum(weight * value for weight, value in zip(p, values, strict=True)) / sum(p)
-        merged.append((out, max(scores) + math.log2(sum(p))))
-    top = max(lse for _, lse in merged)
-    total = sum(2 ** (lse - top) for _, lse in merged)
-    for (scores, values), (out, lse) in zip(parts, merged, strict=True):
-        weight = 2 ** (lse - top) / total
-        print(f"scores {scores}, values {values}: {out = :.4f}  {lse = :.4f}  {weight = :.4f}")
-    return sum(2 ** (lse - top) / total * out for out, lse in merged)
-
+        found.append((out, max(scores) + math.log2(sum(p))))
+    weights = [2 ** (lse - max(lse for _, lse in found)) for _, lse in found]
+    for (out, lse), weight in zip(found, weights, strict=True):
+        print(f"{out = :.4f}  {lse = :.4f}  weight = {weight / sum(weights):.4f}")
+    return sum(out * weight for (out, _), weight in zip(found, weights, strict=True)) / sum(weights)
 
 if __name__ == "__main__":
-    result = merge_by_hand([((3, 2), (4, 2)), ((1, 1), (8, 4)), ((5, 4), (3, 2))])
-    print(f"merged: {result:.4f}")
+    print(merge_by_hand([((3, 2), (4, 2)), ((1, 1), (8, 4)), ((5, 4), (3, 2))]))
 
 # %% [markdown]
-# The weights are 12, 4 and 48 of 64: the sums $2^{L_i}$ themselves.
+# The weights are 12, 4 and 48 of 64, the sums $2^{L_i}$ themselves.
 #
 # {{ diagram("flash_decoding_split") }}
 #
-# A second kernel merges, one program a row of queries. The parts are few, a tile holds them all.
+# A second kernel merges, a program for each row of the output; one tile holds the parts of a row.
 # `gdc_wait` belongs to step 5.
 
 # %% tags=["copy"]
@@ -208,20 +201,17 @@ def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
         head_dim**-0.5 * math.log2(math.e), HEAD_DIM=head_dim, BLOCK_N=4096 // head_dim,
     )  # fmt: skip
     if n_splits > 1:
-        merge_kernel[(batch * n_heads,)](
-            part, lse, out, n_splits, head_dim, triton.next_power_of_2(n_splits), EARLY=False
-        )
+        size = {"HEAD_DIM": head_dim, "SPLITS": triton.next_power_of_2(n_splits)}
+        merge_kernel[(batch * n_heads,)](part, lse, out, n_splits, **size, EARLY=False, num_warps=8)
     return out
 
 # %% [markdown]
-# One part needs no merge: its $O_1$ is the output.
-#
 # ## Step 3: heads that share keys share a tile
 #
-# The four heads of a group read the same keys. Let one program serve them all: their queries become
-# the rows of one tile, and keys and values are loaded once for the four. With rows there is a
-# product again, and `tl.dot` wants 16 of them at least. So 12 of 16 rows are zeros. Wasteful?
-# Tensor cores have a hundred times the time they need; what must not be wasted is bytes.
+# Let one program serve the four heads of a group: their queries become the rows of one tile, and
+# keys and values are loaded once for all. With rows there is a product again, for
+# [tensor cores](../glossary.md#tensor-core), and `tl.dot` wants 16 rows at least. So 12 of 16 are
+# zeros. Wasteful? The tensor cores have time to spare; what must not be wasted is bytes.
 #
 # {{ diagram("flash_decoding_group") }}
 #
@@ -296,10 +286,10 @@ def flash_decoding_kernel(
     tl.store(part_ptr + parts * HEAD_DIM + offs_d[None, :], out, mask=mask_m)
 
 # %% [markdown]
-# The loads of coming blocks run while a block is used (*[pipelining](../glossary.md#pipelining)*).
-# With a table there are two loads in a row, and the compiler spreads its stages over both: it takes
-# 5 to have as many keys under way as 3 without. The compiled kernels show it, in bytes of
-# [shared memory](../glossary.md#shared-memory): exercise 2.
+# While a block is used the next ones are loaded ([pipelining](../glossary.md#pipelining)). With a
+# table the compiler spreads its stages over two loads in a row: it takes 5 of them to have as many
+# keys under way as 3 without, which the [shared memory](../glossary.md#shared-memory) of the
+# compiled kernels shows.
 #
 # ## Step 5: how many parts, and who waits
 #
@@ -312,29 +302,27 @@ def flash_decoding_kernel(
 # \Bigl( \Bigl\lceil \frac{\text{blocks}}{n} \Bigr\rceil + 2 \Bigr) ,
 # $$
 #
-# and `_splits` takes the best $n$. It looks at shapes alone, never at `seq_lens`, for two reasons.
-# To know the lengths, the host would have to wait for the GPU. And sums in another order round
-# otherwise: a number of parts that depends on shapes gives the same bits in every run
-# ([determinism](../glossary.md#determinism)). A batch may hold one long sequence among short ones:
-# a part has 64 blocks at most, so that its work spreads.
+# and `_splits` takes the best $n$, with 64 blocks a part at most, so that one long sequence among
+# short ones is spread. It looks at shapes alone, never at `seq_lens`: to know the lengths, the host
+# would have to wait for the GPU; and where sums are cut decides how they round, so a number that
+# depends on shapes gives the same bits in every run ([determinism](../glossary.md#determinism)).
 #
-# **Who waits.** Two launches in a row: the merge starts when the last part is done, some
-# microseconds later, in a kernel of ten. On [Hopper](../glossary.md#hopper) and later a kernel may
-# be launched *early*: its programs take their places while the first kernel still runs, and wait in
-# `gdc_wait` until all it wrote can be seen.
+# **Who waits.** The merge is launched behind the parts, starts when the last has ended, and loses
+# some microseconds. On [Hopper](../glossary.md#hopper) and later a kernel may be launched *early*:
+# its programs take their places while the first kernel still runs, and wait in `gdc_wait` until all
+# that it wrote can be seen.
 #
-# One launch would do, too. [Reductions](../fusion/reductions.py#everything-two-stages-in-one-launch-or-atomics)
-# lets the last program to arrive add up what all have stored, in a fixed order, so the bits stay.
-# But the count that tells who is last must be 0 at the start: a launch that zeroes it is a
-# second launch again, and a count kept between calls is shared by two streams. To add up by
-# [atomics](../glossary.md#atomic-operation) needs the maximum beforehand, and loses the bits.
+# **One launch?** The last program to arrive could merge, as in
+# [Reductions](../fusion/reductions.py#everything-two-stages-in-one-launch-or-atomics), in a fixed
+# order, so the bits stay. But the count that tells who is last must start at 0: a launch that
+# zeroes it is a second launch again, and two streams would share a count kept between calls. To add
+# up by [atomics](../glossary.md#atomic-operation) needs the maximum beforehand, and loses the bits.
 
 # %% tags=["copy"]
 # head_dim: BLOCK_N, num_warps, num_stages; keys of a block are 16 KiB
 TILES = {64: (128, 4, 3), 128: (64, 4, 3), 256: (32, 4, 3)}
 # programs that an SM holds, blocks that a program's start is worth, blocks and parts at most
 PER_SM, START, MOST_BLOCKS, MOST_SPLITS = 3, 2, 64, 128
-
 
 @functools.lru_cache(maxsize=1024)
 def _splits(pairs: int, blocks: int, sms: int) -> int:
@@ -346,7 +334,6 @@ def _splits(pairs: int, blocks: int, sms: int) -> int:
     least, most = (min(max(n, 1), MOST_SPLITS) for n in (triton.cdiv(blocks, MOST_BLOCKS), blocks))
     return min(range(least, most + 1), key=time)
 
-
 @functools.lru_cache
 def _facts(device: torch.device) -> tuple[int, bool]:
     """How many SMs a device has, and whether a kernel may start before the last one's end."""
@@ -355,13 +342,13 @@ def _facts(device: torch.device) -> tuple[int, bool]:
     facts = torch.cuda.get_device_properties(device)
     return facts.multi_processor_count, facts.major >= 9 and torch.version.hip is None
 
-
 def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, early=True) -> None:
     """Writes `out`, contiguous and of the shape of `q`; chooses the number of parts if None."""
     (batch, n_heads, head_dim), (_, page_size, n_kv_heads, _) = q.shape, k_cache.shape
     block_n, num_warps, num_stages = TILES[head_dim]
     capacity = page_size if table is None else table.shape[1] * page_size
-    pairs, group, (sms, may_start_early) = batch * n_kv_heads, n_heads // n_kv_heads, _facts(q.device)
+    pairs, group = batch * n_kv_heads, n_heads // n_kv_heads
+    sms, may_start_early = _facts(q.device)
     n_splits = n_splits or _splits(pairs, triton.cdiv(capacity, block_n), sms)
     early = early and may_start_early and n_splits > 1
     part, lse = out, torch.empty(n_heads * batch * n_splits, dtype=torch.float32, device=q.device)
@@ -377,12 +364,9 @@ def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, ear
         num_warps=num_warps, num_stages=num_stages if table is None else 2 * num_stages - 1,
     )  # fmt: skip
     if n_splits > 1:
-        options = {"launch_pdl": True} if early else {}
-        merge_kernel[(batch * n_heads,)](
-            part, lse, out, n_splits, HEAD_DIM=head_dim, SPLITS=triton.next_power_of_2(n_splits),
-            EARLY=early, **options,
-        )  # fmt: skip
-
+        size = {"HEAD_DIM": head_dim, "SPLITS": triton.next_power_of_2(n_splits)}
+        options = {"num_warps": 8} | ({"launch_pdl": True} if early else {})
+        merge_kernel[(batch * n_heads,)](part, lse, out, n_splits, **size, EARLY=early, **options)
 
 def flash_decoding(
     q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, seq_lens: torch.Tensor, *,
@@ -390,10 +374,9 @@ def flash_decoding(
 ) -> torch.Tensor:  # fmt: skip
     """Attention of one token a sequence over its KV cache: `softmax(scale * q @ k.T) @ v`.
 
-    Forward only. Sums and softmax are float32; weights are rounded to the dtype of the cache before
-    they meet the values. The same shapes on the same GPU give the same bits. Nothing waits for the
-    GPU, so the call may be captured in a CUDA graph, and `seq_lens`, table and cache may change
-    between its replays.
+    Forward only. Sums and softmax are float32, weights are rounded to the dtype of the values. The
+    same shapes give the same bits. Nothing waits for the GPU: the call may be captured in a CUDA
+    graph, and `seq_lens`, table and cache may change between replays.
 
     Args:
         q: Queries `(B, H, D)`, float16 or bfloat16, on a GPU; D is 64, 128 or 256.
@@ -415,34 +398,33 @@ def flash_decoding(
     """
     if not q.is_cuda and not triton.knobs.runtime.interpret:
         raise ValueError(f"flash_decoding needs a GPU, got {q.device}; or set TRITON_INTERPRET=1")
-    tensors = {"q": (q, 3), "k_cache": (k_cache, 4), "v_cache": (v_cache, 4)}
-    whole = {"seq_lens": (seq_lens, 1)}
-    whole |= {} if block_table is None else {"block_table": (block_table, 2)}
-    for name, (x, dims) in (tensors | whole).items():
+    half, whole = {torch.float16, torch.bfloat16} & {q.dtype}, {torch.int32}
+    tensors = {"q": (q, 3, half), "k_cache": (k_cache, 4, half), "v_cache": (v_cache, 4, half)}
+    tensors |= {"seq_lens": (seq_lens, 1, whole)}
+    tensors |= {} if block_table is None else {"block_table": (block_table, 2, whole)}
+    for name, (x, dims, dtypes) in tensors.items():
         if x.dim() != dims or x.device != q.device:
             told = f"{name} of {dims} dimensions on {q.device}; got {[*x.shape]} on {x.device}"
             raise ValueError(f"flash_decoding takes {told}")
-        allowed = (torch.int32,) if name in whole else (torch.float16, torch.bfloat16)
-        if x.dtype not in allowed or (name in tensors and x.dtype != q.dtype):
-            raise TypeError(f"flash_decoding takes {name} in one of {allowed}, as q; got {x.dtype}")
+        if x.dtype not in dtypes:
+            told = "float16 or bfloat16 throughout, and int32 for lengths and table"
+            raise TypeError(f"flash_decoding takes {told}; {name} is {x.dtype}")
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"flash_decoding has no backward, and {name} requires a gradient")
     (batch, n_heads, head_dim), n_kv_heads = q.shape, k_cache.shape[2]
-    if k_cache.shape != v_cache.shape or k_cache.stride() != v_cache.stride():
-        told = f"{[*k_cache.shape]} {k_cache.stride()} and {[*v_cache.shape]} {v_cache.stride()}"
-        raise ValueError(f"flash_decoding takes caches alike in shape and strides, got {told}")
+    caches = [(*x.shape, *x.stride()) for x in (k_cache, v_cache)]
+    if caches[0] != caches[1]:
+        raise ValueError(f"flash_decoding takes caches alike in shape and strides, got {caches}")
     if head_dim not in TILES or head_dim != k_cache.shape[3] or k_cache.stride(3) != 1:
-        told = f"q {[*q.shape]}, cache {[*k_cache.shape]} {k_cache.stride()}"
-        raise ValueError(f"flash_decoding takes D of {[*TILES]}, adjacent in the cache; got {told}")
-    if not 1 <= n_kv_heads <= n_heads <= 64 * n_kv_heads or n_heads % n_kv_heads:
-        told = f"1 to 64 heads for each of the cache; got {n_heads} and {n_kv_heads}"
+        told = f"D of {[*TILES]}, adjacent in the cache; q {[*q.shape]}, cache {caches[0]}"
         raise ValueError(f"flash_decoding takes {told}")
-    batches = {name: x.shape[0] for name, (x, _) in whole.items()}
-    batches |= {"k_cache": k_cache.shape[0]} if block_table is None else {}
-    if set(batches.values()) != {batch}:
-        raise ValueError(f"flash_decoding takes one batch; q has {batch}, others {batches}")
+    if not 1 <= n_kv_heads <= n_heads <= 64 * n_kv_heads or n_heads % n_kv_heads:
+        raise ValueError(f"flash_decoding takes 1 to 64 heads a KV head; {n_heads}, {n_kv_heads}")
+    rows = batch, len(seq_lens), len(k_cache if block_table is None else block_table)
+    if len({*rows}) != 1:
+        raise ValueError(f"flash_decoding takes one batch; q, seq_lens and cache or table: {rows}")
     scale = head_dim**-0.5 if scale is None else scale
-    if not 0 < scale < float("inf"):
+    if not 0 < scale < math.inf:
         raise ValueError(f"flash_decoding takes a positive, finite scale, got {scale}")
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if batch:
@@ -456,18 +438,17 @@ def flash_decoding(
 # %% [markdown]
 # ## Is it right?
 #
-# `check` compares with float64: lengths of one token, a block or a page more or less one, primes,
-# none; groups of 1 to 20 heads; pages of 16 and 24 tokens in random order; one to many parts. All
-# that must not be read is NaN: keys and values beyond each length, pages not in use. Entries of the
-# table behind the last page point nowhere. The output starts as NaN. Scores grow along the keys, so
-# parts differ in weight. Errors are in percent of the rounding of 16-bit weights and output.
+# `check` compares with float64: one token, a block or a page more or less one, primes, none; groups
+# of 1 to 20 heads; pages of 16 and 24 tokens in random order; 1 to 5 parts. What must not be read
+# is NaN: keys and values beyond each length, pages not in use; the table's entries for them point
+# nowhere. Scores grow along the keys, so parts differ in weight. Errors are in percent of the
+# rounding of 16-bit weights and output.
 
 # %% tags=["fold"]
 def _poisoned(lens, n_heads, n_kv_heads, head_dim, page_size, dtype, device):
     """Random queries and caches for `flash_decoding`, NaN where nothing may be read."""
     size = page_size or 1
-    n_pages = max(lens) // size + 2
-    q = torch.randn(len(lens), n_heads, head_dim, device=device) + 0.5
+    n_pages, q = max(lens) // size + 2, torch.randn(len(lens), n_heads, head_dim, device=device)
     k, v = torch.randn(2, len(lens), n_kv_heads, n_pages * size, head_dim, device=device)
     k *= torch.linspace(0.3, 3, n_pages * size, device=device)[:, None]
     for b, n in enumerate(lens):
@@ -484,13 +465,12 @@ def _poisoned(lens, n_heads, n_kv_heads, head_dim, page_size, dtype, device):
         table[b, -(-n // size) :] = 10**6
     return q, *pools, seq_lens, table.to(torch.int32)
 
-
 def check(device: str = "cuda") -> None:
     """Compares the kernels with float64; raises AssertionError where they differ."""
     torch.manual_seed(0)
     dtypes = [torch.float16]
     # lengths, heads, KV heads, D, page size (0: no table), parts
-    cases = [([1, 0, 129], 4, 2, 64, 0, 2), ([127, 130], 8, 2, 128, 16, 3)]
+    cases = [([1, 0, 129], 4, 2, 64, 0, 2), ([127, 200], 8, 2, 128, 16, 2)]
     cases += [([64, 15, 17], 3, 3, 64, 16, 1), ([97], 20, 1, 256, 0, 4), ([48, 199], 2, 1, 128, 24, 5)]
     if device == "cuda":
         # the interpreter's bfloat16 product is wrong
@@ -548,38 +528,34 @@ def bench(measure):
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def inputs(batch, seq_len, n_heads=32, n_kv_heads=8, head_dim=128):
+    def inputs(batch, seq_len):
         new = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
-        kv = new(2, batch, seq_len, n_kv_heads, head_dim)
         lens = torch.full((batch,), seq_len, dtype=torch.int32, device="cuda")
-        return new(batch, n_heads, head_dim), *kv, lens
+        return new(batch, 32, 128), *new(2, batch, seq_len, 8, 128), lens
 
     def read(k, tokens):
         """Reads as many bytes as keys and values of so many tokens, which share a storage."""
         words = torch.empty(0, dtype=torch.int32, device="cuda").set_(k.untyped_storage())
-        out = words.new_empty(tokens * k[0, 0].numel() // 4096)
+        out = words.new_empty(tokens // 4)
         return lambda: read_kernel[out.shape](words, out, BLOCK=4096, num_warps=8)
 
     def paged(k, v, page_size):
         """The same cache in shuffled pages, and its table."""
-        pages = torch.randperm(k.numel() // k[0, :page_size].numel(), device="cuda")
-        pools = []
-        for x in (k, v):
-            pools.append(torch.empty_like(x).view(-1, page_size, *x.shape[2:]))
-            pools[-1][pages] = x.view(pools[-1].shape)
-        return *pools, pages.view(k.shape[0], -1).to(torch.int32)
+        pages = torch.randperm(k[..., 0, 0].numel() // page_size, device="cuda")
+        pools = [x.view(-1, page_size, 8, 128)[pages.argsort()] for x in (k, v)]
+        return *pools, pages.view(len(k), -1).to(torch.int32)
 
-    def sdpa(backend, q, k, v, mask=None):
-        with sdpa_kernel(getattr(SDPBackend, backend)):
-            tensors = q[:, :, None], k.transpose(1, 2), v.transpose(1, 2)
-            return F.scaled_dot_product_attention(*tensors, attn_mask=mask, enable_gqa=True)
-
-    def peers(q, k, v, mask=None, names=("flash", "cudnn", "efficient")):
+    def peers(names, q, k, v, mask=None):
         """Those of SDPA's backends that take it."""
-        taken = {}
+        tensors, taken = (q[:, :, None], k.transpose(1, 2), v.transpose(1, 2)), {}
+
+        def attend(backend):
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(*tensors, attn_mask=mask, enable_gqa=True)
+
         for name in names:
             backend = "MATH" if name == "math" else f"{name}_attention".upper()
-            call = partial(sdpa, backend, q, k, v, mask)
+            call = partial(attend, getattr(SDPBackend, backend))
             with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
                 warnings.simplefilter("ignore")
                 call()
@@ -587,64 +563,55 @@ def bench(measure):
         return taken
 
     def unfused(q, k, v):
-        grouped = q.unflatten(1, (k.shape[2], -1))  # [B, n_kv_heads, GROUP, D]
-        scores = grouped @ k.permute(0, 2, 3, 1) * q.shape[2] ** -0.5
-        return scores.softmax(dim=-1) @ v.transpose(1, 2)
+        grouped = q.unflatten(1, (8, 4))  # [B, n_kv_heads, GROUP, D]
+        return (grouped @ k.permute(0, 2, 3, 1) * 128**-0.5).softmax(-1) @ v.transpose(1, 2)
 
-    def rows(q, k, timings, tokens=None, **more):
-        tokens, size = tokens or k.shape[0] * k.shape[1], {"batch": q.shape[0]}
-        size |= {"seq_len": k.shape[1], "heads": q.shape[1], "kv_heads": k.shape[2]} | more
-        size["bytes"] = 4 * tokens * k[0, 0].numel() + 4 * q.numel()
-        size["flops"] = 4 * tokens * q[0].numel()
+    def rows(k, timings, tokens=None, **more):
+        size, tokens = {"batch": len(k), "seq_len": k.shape[1]} | more, tokens or k.numel() // 1024
+        size |= {"bytes": tokens * 4096 + len(k) * 16384, "flops": tokens * 16384}
         return [{"provider": p, **size, **timing} for p, timing in timings.items()]
 
     def benchmark(name, title, found, x="seq_len"):
-        about = {"name": f"decoding_{name}", "title": f"One token, {title}, bfloat16", "x": x}
-        return about | {"dtype": "bfloat16", "mode": "forward", "ceiling": None, "rows": found}
+        title = f"One token, 32 heads on 8 × 128, bfloat16, {title}"
+        about = {"name": f"decoding_{name}", "title": title, "x": x, "dtype": "bfloat16"}
+        return about | {"mode": "forward", "ceiling": None, "rows": found}
 
-    heads = "32 heads on 8 × 128"
     for batch, longest in ((1, 131072), (8, 131072), (64, 32768)):
         found = []
         for seq_len in (2**i for i in range(10, longest.bit_length())):
             q, k, v, lens = inputs(batch, seq_len)
             calls = {"triton": partial(flash_decoding, q, k, v, lens)}
-            calls |= {"triton_read": read(k, batch * seq_len)} | peers(q, k, v)
-            calls |= {"torch_unfused": partial(unfused, q, k, v)}
-            if batch * seq_len <= 2**17:  # it copies keys and values for each head
-                calls |= peers(q, k, v, names=("math",))
-            found += rows(q, k, measure(calls, host=batch == 1))
-        yield benchmark(f"b{batch}", f"batch {batch}, {heads}", found)
+            calls |= {"triton_read": read(k, batch * seq_len)}
+            # math copies keys and values for each head
+            names = ("flash", "cudnn", "efficient", "math")[: 4 if batch * seq_len <= 2**17 else 3]
+            calls |= peers(names, q, k, v) | {"torch_unfused": partial(unfused, q, k, v)}
+            found += rows(k, measure(calls, host=batch == 1))
+        yield benchmark(f"b{batch}", f"batch {batch}", found)
 
     found = []
     for seq_len in (2048, 8192, 32768):
         q, k, v, lens = inputs(1, seq_len)
-        scale, out = 128**-0.5, torch.empty_like(q)
-        n_splits = _splits(8, seq_len // 64, _facts(q.device)[0])
-        calls = {
-            "triton_first": partial(first_decoding, q, k, v, lens),
-            "triton_split": partial(first_decoding, q, k, v, lens, n_splits),
-            "triton_grouped": partial(_decode, q, k, v, lens, None, scale, out, early=False),
-            "triton": partial(_decode, q, k, v, lens, None, scale, out),
-        }
-        for page_size in (16, 64):
-            *pools, table = paged(k, v, page_size)
-            call = partial(_decode, q, *pools, lens, table, scale, out)
-            calls[f"triton_pages_of_{page_size}"] = call
-        found += rows(q, k, measure(calls | {"triton_read": read(k, seq_len)}))
-    yield benchmark("steps", f"batch 1, {heads}: step by step", found)
+        n_splits = _splits(8, seq_len // TILES[128][0], _facts(q.device)[0])
+        calls = {"triton_read": read(k, seq_len), "triton_first": partial(first_decoding, q, k, v, lens)}
+        calls["triton_split"] = partial(first_decoding, q, k, v, lens, n_splits)
+        late = partial(_decode, q, k, v, lens, None, 128**-0.5, torch.empty_like(q), early=False)
+        calls |= {"triton_grouped": late, "triton": partial(flash_decoding, q, k, v, lens)}
+        for size in (16, 64):
+            *pools, table = paged(k, v, size)
+            call = partial(flash_decoding, q, *pools, lens, block_table=table)
+            calls[f"triton_pages_of_{size}"] = call
+        found += rows(k, measure(calls))
+    yield benchmark("steps", "batch 1, step by step", found)
 
     found = []
     for seq_len in (8192, 65536):
         q, k, v, lens = inputs(1, seq_len)
-        out, most = torch.empty_like(q), min(MOST_SPLITS, seq_len // TILES[128][0])
-        counts = {*(2**i for i in range(8)), 24, 33, 48, 96} | {_splits(8, seq_len // 64, _facts(q.device)[0])}
-        for n in sorted(n for n in counts if n <= most):
-            call = partial(_decode, q, k, v, lens, None, 128**-0.5, out, n)
-            found += rows(q, k, measure({"triton": call}), n_splits=n)
-    yield benchmark("splits", f"batch 1, {heads}: how many parts", found, "n_splits")
+        for n in (1, 2, 4, 8, 16, 24, 32, 43, 49, 64, 96, 128):
+            call = partial(_decode, q, k, v, lens, None, 128**-0.5, torch.empty_like(q), n)
+            found += rows(k, measure({"triton": call}), n_splits=n)
+    yield benchmark("splits", "batch 1, by the number of parts", found, "n_splits")
 
-    found = []
-    q, k, v, _ = inputs(32, 32768)
+    found, (q, k, v, _) = [], inputs(32, 32768)
     for longest in (4096, 32768):
         lens = torch.linspace(math.log(256), math.log(longest), 32).exp().int()[torch.randperm(32)]
         tokens, lens = lens.sum().item(), lens.cuda()
@@ -652,30 +619,27 @@ def bench(measure):
         *pools, table = paged(k, v, 16)
         calls = {"triton": partial(flash_decoding, q, k, v, lens), "triton_read": read(k, tokens)}
         calls["triton_pages_of_16"] = partial(flash_decoding, q, *pools, lens, block_table=table)
-        calls |= peers(q, k, v, mask, ("cudnn", "efficient"))
-        found += rows(q, k, measure(calls), tokens, longest=longest)
-    yield benchmark("ragged", f"batch 32 of 256 tokens and more, {heads}", found, "longest")
+        calls |= peers(("cudnn", "efficient"), q, k, v, mask)
+        found += rows(k, measure(calls), tokens, longest=longest)
+    yield benchmark("ragged", "32 lengths from 256 on", found, "longest")
 
     found = []
     for seq_len in (1024, 4096, 16384):
         layers, calls = [inputs(1, seq_len) for _ in range(32)], {}
-        each = {"triton": flash_decoding}
-        each["sdpa_flash"] = lambda q, k, v, _: sdpa("FLASH_ATTENTION", q, k, v)
-        for provider, attend in each.items():
-            calls[provider] = lambda f=attend, layers=layers: [f(*layer) for layer in layers]
+        each = {"triton": [partial(flash_decoding, *layer) for layer in layers]}
+        each["sdpa_flash"] = [peers(("flash",), *x[:3])["sdpa_flash"] for x in layers]
+        for provider, attends in each.items():
+            calls[provider] = lambda attends=attends: [attend() for attend in attends]
             calls[provider]()  # compiles
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 calls[provider]()
             calls[f"{provider}_graph"] = graph.replay
-        q, k, *_ = layers[0]
-        found += rows(q, k, measure(calls, host=True), 32 * seq_len)
-    yield benchmark("layers", f"32 layers in a row, batch 1, {heads}", found)
+        found += rows(layers[0][1], measure(calls, host=True), 32 * seq_len)
+    yield benchmark("layers", "batch 1, 32 layers in a row", found)
 
 # %% [markdown]
 # {{ figure("decoding_b1", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "sdpa_math", "torch_unfused"], caption="Batch 1: from 8,192 tokens on close to a read of the same bytes; ahead of every backend of SDPA.") }}
-#
-# {{ figure("decoding_b8", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "torch_unfused"], caption="Batch 8: the speed of a read.") }}
 #
 # {{ figure("decoding_b64", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "torch_unfused"], caption="Batch 64: there are programs enough; what counts is to read each key once.") }}
 #
@@ -690,8 +654,7 @@ def bench(measure):
 # | {{ label }} {% for n in [1024, 8192, 32768] %}{% set read = row(name, provider="triton_read", seq_len=n) %}{% set best = (rows(name, seq_len=n) | selectattr("provider", "in", ["sdpa_flash", "sdpa_cudnn", "sdpa_efficient"]) | map(attribute="ms") | min) %}| {{ (read.ms / row(name, provider="triton", seq_len=n).ms * 100) | pct }} ({{ (read.ms / best * 100) | pct }}) {% endfor %}|
 # {% endfor %}
 #
-# Step by step, batch 1. *Split* is step 2, *grouped* step 3, with two launches in a row; *Triton*
-# starts the second one early.
+# Step by step, batch 1: *split* is step 2, *grouped* step 3; *Triton* starts the merge early.
 #
 # {{ table("decoding_steps", columns=["seq_len", "provider", "ms", "tbps"]) }}
 #
@@ -702,27 +665,22 @@ def bench(measure):
 #
 # {{ figure("decoding_splits", y="us", logy=True, caption="Too few parts leave SMs idle, too many spend their time on starting and merging.") }}
 #
-# A batch of 32 with lengths from 256 to `longest`, evenly on a logarithmic scale, in a cache with
-# room for 32,768 tokens each. SDPA gets a mask, and reads all of it:
+# 32 lengths from 256 to `longest`, in a cache with room for 32,768. SDPA gets a mask, and reads all:
 #
 # {{ table("decoding_ragged", columns=["longest", "provider", "ms", "tbps"]) }}
 #
 # ## Where it loses, and why
 #
 # {% set ours, read = row("decoding_b1", provider="triton", seq_len=1024), row("decoding_b1", provider="triton_read", seq_len=1024) %}
-# **Short contexts.** 1,024 tokens are {{ ours.bytes | bytes }}, which a read fetches in
-# {{ read.ms | ms }}; two launches take {{ ours.ms | ms }}. And Python needs {{ ours.host_us | n(0) }} µs
-# to make them, {{ row("decoding_b1", provider="sdpa_flash", seq_len=1024).host_us | n(0) }} for SDPA's.
-# {{ claim(ours.host_us * 1e-3 > ours.ms) }}A token passes every layer, one attention after the
-# other; so servers record the whole step once as a [CUDA graph](../glossary.md#cuda-graph), and replay it. That
-# works here because no choice of the host depends on `seq_lens`:
+# **Short contexts.** 1,024 tokens are {{ ours.bytes | bytes }}, a read of {{ read.ms | ms }}; two
+# launches take {{ ours.ms | ms }}, and Python {{ ours.host_us | n(0) }} µs to make them
+# ({{ row("decoding_b1", provider="sdpa_flash", seq_len=1024).host_us | n(0) }} for SDPA's).{{ claim(ours.host_us * 1e-3 > ours.ms) }} A token passes
+# every layer, one attention after the other. So servers record the step once, as a
+# [CUDA graph](../glossary.md#cuda-graph), and replay it. That works as no choice of the host depends on `seq_lens`:
 #
 # {{ table("decoding_layers", columns=["seq_len", "provider", "ms", "host_us"]) }}
 #
-# **Pages of 16** cost a table entry for each key, and a cache in random order; see the steps above.
-#
-# **Many heads on one.** At 16 rows and below the tile costs nothing, since it is there anyway. With
-# 64 the exponentials of a block take as long as its bytes.
+# **Pages of 16** come in random order, and each key asks for its page; see the steps above.
 #
 # ## What to remember
 #
@@ -733,37 +691,20 @@ def bench(measure):
 # ## Exercises
 #
 # ??? question "1. A merge of merges (five minutes)"
-#     Merge the first two of the three parts above into one, with its own log-sum-exp; then that
-#     with the third. Is the result the same? May a tree merge?
+#     Merge the first two parts above into one, with a log-sum-exp of its own; then that with the
+#     third. Is the result the same? May a tree merge?
 #
 #     ??? success "Answer"
 #         $O = (12 \cdot 10/3 + 4 \cdot 6) / 16 = 4$, $L = \log_2 (12 + 4) = 4$. With the third:
-#         $(16 \cdot 4 + 48 \cdot 8/3) / 64 = 3$. To merge is associative, so any tree will do; in
-#         floating point each tree rounds in its own way.
+#         $(16 \cdot 4 + 48 \cdot 8/3) / 64 = 3$. Any tree will do; each rounds in its own way.
 #
-# ??? question "2. Where do the stages go? (fifteen minutes)"
-#     `flash_decoding_kernel.warmup(…)` takes the arguments of a launch and compiles. Compare
-#     `.metadata.shared` for 2 to 5 stages, with a table and without.
-#
-#     ??? success "Answer"
-#         $D = 128$, Triton 3.6, KiB without: 38, 70, 102, 134. With pages of 16: 38, 38, 38, 71. Two
-#         stages more hold one block of keys more, as the entries they need are a stage ahead.
-#
-# ??? question "3. The same bits, whoever else is served (twenty minutes)"
+# ??? question "2. The same bits, whoever else is served (twenty minutes)"
 #     A sequence alone and the same one in a batch of 64 may differ in the last bit. Why? Mend it.
 #
 #     ??? success "Answer"
-#         `n_splits` depends on the batch, and with it where the sums are cut. Give every part the
-#         same number of keys whatever the batch: in `_keys` let part `split` begin at
-#         `split * PART`, and launch `cdiv(capacity, PART)` of them. Parts past the end weigh 0, and
-#         zeros change no bit.
-#
-# ??? question "4. A sliding window (ten minutes)"
-#     Each token sees the last 4,096 keys alone. What changes? What if the first four stay in sight?
-#
-#     ??? success "Answer"
-#         Blocks are counted from `first = max(seq_len - 4096, 0) // BLOCK_N`, and `seen` asks for
-#         `keys >= seq_len - 4096` too. The first four: a part of their own, merged as the others.
+#         `n_splits` depends on the batch, and with it where sums are cut. Give each part as many
+#         keys whatever the batch: in `_keys` let `split` begin at `split * PART`, and launch
+#         `cdiv(capacity, PART)` of them. Parts past the end weigh 0.
 #
 # ## Use it in your project
 #
@@ -776,6 +717,5 @@ def bench(measure):
 # out = flash_decoding(q, k_cache, v_cache, seq_lens, block_table=block_table)
 # ```
 #
-# The file, or the block "Copy this kernel", needs torch and triton alone:
-# [`flash_decoding`][examples.attention.flash_decoding.flash_decoding]. In production take
-# [FlashInfer](https://github.com/flashinfer-ai/flashinfer), or the kernels of your server.
+# [`flash_decoding`][examples.attention.flash_decoding.flash_decoding] needs torch and triton alone.
+# Servers bring such kernels of their own, as [Production](../production.md) lists.
