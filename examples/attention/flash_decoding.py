@@ -69,10 +69,9 @@ def flash_decoding_reference(q, k_cache, v_cache, seq_lens, *, block_table=None,
 # %% [markdown]
 # ## Step 1: one program a head
 #
-# With one row of queries there is no matrix product left: a score
-# is a row of $K$ times `q`, summed. The rest is the [online
-# softmax](../glossary.md#online-softmax), in powers of 2. Take the program's keys from `_keys` as
-# all keys for now, and `lse` as a by-product.
+# With one row of queries there is no matrix product left: a score is a row of $K$ times `q`,
+# summed. The rest is the [online softmax](../glossary.md#online-softmax), in powers of 2. Take the
+# program's keys from `_keys` as all keys for now, and `lse` as a by-product.
 
 # %% tags=["copy"]
 @triton.jit
@@ -140,7 +139,7 @@ def first_decoding_kernel(
 # **to merge is a softmax over parts**. It is exact, and parts may be of any size. One without keys
 # has $L_i = -\infty$, weight 0.
 #
-# Pen and paper, with the six keys of the [flash lecture](flash_attention.py#a-softmax-that-never-sees-the-whole-row),
+# Pen and paper, with the six keys of [Flash attention](flash_attention.py#a-softmax-that-never-sees-the-whole-row),
 # whose answer was 3. Which of the three parts weighs most?
 
 # %%
@@ -209,9 +208,9 @@ def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
 # ## Step 3: heads that share keys share a tile
 #
 # Let one program serve the four heads of a group: their queries become the rows of one tile, and
-# keys and values are loaded once for all. With rows there is a product again, for
-# [tensor cores](../glossary.md#tensor-core), and `tl.dot` wants 16 rows at least. So 12 of 16 are
-# zeros. Wasteful? The tensor cores have time to spare; what must not be wasted is bytes.
+# keys and values are loaded once for all. With rows there is a product again, for [tensor
+# cores](../glossary.md#tensor-core), and `tl.dot` wants 16 rows at least. So 12 of 16 are zeros.
+# Wasteful? The tensor cores have time to spare; what must not be wasted is bytes.
 #
 # {{ diagram("flash_decoding_group") }}
 #
@@ -235,10 +234,10 @@ def flash_decoding_kernel(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Attention of `GROUP` heads that share keys, over one part of a sequence's keys.
+    """Attention of `GROUP` heads over one part of their keys: output and log-sum-exp to base 2.
 
-    Writes the part's output and its log-sum-exp to base 2. `PAGE_SIZE` is 0 for a cache without a
-    table, where page `b` is sequence `b`. `scale_log2` is the factor of the scores times log2(e).
+    `PAGE_SIZE` is 0 for a cache without a table, where page `b` is sequence `b`; `scale_log2` is
+    the factor of the scores times log2(e).
     """
     if EARLY:
         gdc_launch_dependents()
@@ -248,13 +247,11 @@ def flash_decoding_kernel(
     head, b = (pid % n_kv_heads).to(tl.int64), (pid // n_kv_heads // n_splits).to(tl.int64)
     seq_len = tl.minimum(tl.load(seq_lens_ptr + b), capacity)
     start, stop = _keys(split, n_splits, seq_len, BLOCK_N)
-    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    offs_d = tl.arange(0, HEAD_DIM)
+    offs_m, offs_n, offs_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, HEAD_DIM)
     mask_m = (offs_m < GROUP)[:, None]
     rows = (head * GROUP + offs_m)[:, None]
     q_ptrs = q_ptr + b * stride_qb + rows * stride_qh + offs_d[None, :]
     q = tl.load(q_ptrs, mask=mask_m, other=0.0)  # [BLOCK_M, HEAD_DIM]
-
     acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
     row_max = tl.full([BLOCK_M], -float("inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
@@ -294,12 +291,11 @@ def flash_decoding_kernel(
 # ## Step 5: how many parts, and who waits
 #
 # **How many.** {{ env.sms }} SMs hold three of these programs each; call that a
-# [wave](../glossary.md#wave). Count in the time of a block of keys: a program takes its blocks,
-# and about two more to begin and end. With $n$ parts for each of $P$ pairs of sequence and head,
+# [wave](../glossary.md#wave). Count in the time of a block of keys: a program takes its blocks, and
+# about two more to begin and end. With $n$ parts for each of $P$ pairs of sequence and head,
 #
 # $$
-# \text{time} \approx \Bigl\lceil \frac{P n}{\text{wave}} \Bigr\rceil
-# \Bigl( \Bigl\lceil \frac{\text{blocks}}{n} \Bigr\rceil + 2 \Bigr) ,
+# \text{time} \approx \lceil P n / \text{wave} \rceil \, (\lceil \text{blocks} / n \rceil + 2) ,
 # $$
 #
 # and `_splits` takes the best $n$, with 64 blocks a part at most, so that one long sequence among
@@ -347,10 +343,9 @@ def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, ear
     (batch, n_heads, head_dim), (_, page_size, n_kv_heads, _) = q.shape, k_cache.shape
     block_n, num_warps, num_stages = TILES[head_dim]
     capacity = page_size if table is None else table.shape[1] * page_size
-    pairs, group = batch * n_kv_heads, n_heads // n_kv_heads
-    sms, may_start_early = _facts(q.device)
+    pairs, group, (sms, can) = batch * n_kv_heads, n_heads // n_kv_heads, _facts(q.device)
     n_splits = n_splits or _splits(pairs, triton.cdiv(capacity, block_n), sms)
-    early = early and may_start_early and n_splits > 1
+    early = early and can and n_splits > 1
     part, lse = out, torch.empty(n_heads * batch * n_splits, dtype=torch.float32, device=q.device)
     if n_splits > 1:
         part = torch.empty((*lse.shape, head_dim), dtype=torch.float32, device=q.device)
@@ -358,10 +353,10 @@ def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, ear
         q, k_cache, v_cache, part, lse, seq_lens, table, n_kv_heads, n_splits, capacity,
         scale * math.log2(math.e), *q.stride()[:2], *k_cache.stride()[:3],
         0 if table is None else table.stride(0), GROUP=group, HEAD_DIM=head_dim,
-        PAGE_SIZE=0 if table is None else page_size,
-        BLOCK_M=max(16, triton.next_power_of_2(group)), BLOCK_N=block_n, EARLY=early,
+        PAGE_SIZE=0 if table is None else page_size, BLOCK_N=block_n, EARLY=early,
+        BLOCK_M=max(16, triton.next_power_of_2(group)), num_warps=num_warps,
         # loads of the table take as many stages as those of the keys
-        num_warps=num_warps, num_stages=num_stages if table is None else 2 * num_stages - 1,
+        num_stages=num_stages if table is None else 2 * num_stages - 1,
     )  # fmt: skip
     if n_splits > 1:
         size = {"HEAD_DIM": head_dim, "SPLITS": triton.next_power_of_2(n_splits)}
@@ -407,8 +402,7 @@ def flash_decoding(
             told = f"{name} of {dims} dimensions on {q.device}; got {[*x.shape]} on {x.device}"
             raise ValueError(f"flash_decoding takes {told}")
         if x.dtype not in dtypes:
-            told = "float16 or bfloat16 throughout, and int32 for lengths and table"
-            raise TypeError(f"flash_decoding takes {told}; {name} is {x.dtype}")
+            raise TypeError(f"flash_decoding takes float16 or bfloat16, int32; {name}: {x.dtype}")
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"flash_decoding has no backward, and {name} requires a gradient")
     (batch, n_heads, head_dim), n_kv_heads = q.shape, k_cache.shape[2]
@@ -422,7 +416,7 @@ def flash_decoding(
         raise ValueError(f"flash_decoding takes 1 to 64 heads a KV head; {n_heads}, {n_kv_heads}")
     rows = batch, len(seq_lens), len(k_cache if block_table is None else block_table)
     if len({*rows}) != 1:
-        raise ValueError(f"flash_decoding takes one batch; q, seq_lens and cache or table: {rows}")
+        raise ValueError(f"flash_decoding takes one batch; q, lengths, cache or table: {rows}")
     scale = head_dim**-0.5 if scale is None else scale
     if not 0 < scale < math.inf:
         raise ValueError(f"flash_decoding takes a positive, finite scale, got {scale}")
@@ -522,10 +516,8 @@ def read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
 def bench(measure):
     """Benchmarks of this page; see scripts/measure.py for how each time is taken."""
     import contextlib
-    import warnings
     from functools import partial
 
-    import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def inputs(batch, seq_len):
@@ -533,31 +525,28 @@ def bench(measure):
         lens = torch.full((batch,), seq_len, dtype=torch.int32, device="cuda")
         return new(batch, 32, 128), *new(2, batch, seq_len, 8, 128), lens
 
-    def read(k, tokens):
-        """Reads as many bytes as keys and values of so many tokens, which share a storage."""
+    def read(k, tokens):  # as many bytes as keys and values, which share a storage
         words = torch.empty(0, dtype=torch.int32, device="cuda").set_(k.untyped_storage())
         out = words.new_empty(tokens // 4)
-        return lambda: read_kernel[out.shape](words, out, BLOCK=4096, num_warps=8)
+        return {"triton_read": partial(read_kernel[out.shape], words, out, BLOCK=4096, num_warps=8)}
 
-    def paged(k, v, page_size):
-        """The same cache in shuffled pages, and its table."""
+    def paged(k, v, page_size):  # the same cache in shuffled pages, and its table
         pages = torch.randperm(k[..., 0, 0].numel() // page_size, device="cuda")
         pools = [x.view(-1, page_size, 8, 128)[pages.argsort()] for x in (k, v)]
         return *pools, pages.view(len(k), -1).to(torch.int32)
 
-    def peers(names, q, k, v, mask=None):
-        """Those of SDPA's backends that take it."""
+    def peers(names, q, k, v, mask=None):  # those of SDPA's backends that take it
+        scaled = torch.nn.functional.scaled_dot_product_attention
         tensors, taken = (q[:, :, None], k.transpose(1, 2), v.transpose(1, 2)), {}
 
         def attend(backend):
             with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(*tensors, attn_mask=mask, enable_gqa=True)
+                return scaled(*tensors, attn_mask=mask, enable_gqa=True)
 
         for name in names:
             backend = "MATH" if name == "math" else f"{name}_attention".upper()
             call = partial(attend, getattr(SDPBackend, backend))
-            with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
-                warnings.simplefilter("ignore")
+            with contextlib.suppress(RuntimeError):
                 call()
                 taken[f"sdpa_{name}"] = call
         return taken
@@ -572,27 +561,25 @@ def bench(measure):
         return [{"provider": p, **size, **timing} for p, timing in timings.items()]
 
     def benchmark(name, title, found, x="seq_len"):
-        title = f"One token, 32 heads on 8 × 128, bfloat16, {title}"
-        about = {"name": f"decoding_{name}", "title": title, "x": x, "dtype": "bfloat16"}
-        return about | {"mode": "forward", "ceiling": None, "rows": found}
+        about = {"x": x, "dtype": "bfloat16", "mode": "forward", "ceiling": None, "rows": found}
+        title = f"Decoding, 32 heads on 8 × 128, bfloat16, {title}"
+        return about | {"name": f"decoding_{name}", "title": title}
 
     for batch, longest in ((1, 131072), (8, 131072), (64, 32768)):
         found = []
         for seq_len in (2**i for i in range(10, longest.bit_length())):
             q, k, v, lens = inputs(batch, seq_len)
             calls = {"triton": partial(flash_decoding, q, k, v, lens)}
-            calls |= {"triton_read": read(k, batch * seq_len)}
             # math copies keys and values for each head
-            names = ("flash", "cudnn", "efficient", "math")[: 4 if batch * seq_len <= 2**17 else 3]
+            names = ["flash", "cudnn", "efficient"] + ["math"] * (batch * seq_len <= 2**17)
             calls |= peers(names, q, k, v) | {"torch_unfused": partial(unfused, q, k, v)}
-            found += rows(k, measure(calls, host=batch == 1))
+            found += rows(k, measure(calls | read(k, batch * seq_len), host=batch == 1))
         yield benchmark(f"b{batch}", f"batch {batch}", found)
-
     found = []
     for seq_len in (2048, 8192, 32768):
         q, k, v, lens = inputs(1, seq_len)
         n_splits = _splits(8, seq_len // TILES[128][0], _facts(q.device)[0])
-        calls = {"triton_read": read(k, seq_len), "triton_first": partial(first_decoding, q, k, v, lens)}
+        calls = {"triton_first": partial(first_decoding, q, k, v, lens)}
         calls["triton_split"] = partial(first_decoding, q, k, v, lens, n_splits)
         late = partial(_decode, q, k, v, lens, None, 128**-0.5, torch.empty_like(q), early=False)
         calls |= {"triton_grouped": late, "triton": partial(flash_decoding, q, k, v, lens)}
@@ -600,9 +587,8 @@ def bench(measure):
             *pools, table = paged(k, v, size)
             call = partial(flash_decoding, q, *pools, lens, block_table=table)
             calls[f"triton_pages_of_{size}"] = call
-        found += rows(k, measure(calls))
+        found += rows(k, measure(calls | read(k, seq_len)))
     yield benchmark("steps", "batch 1, step by step", found)
-
     found = []
     for seq_len in (8192, 65536):
         q, k, v, lens = inputs(1, seq_len)
@@ -610,19 +596,17 @@ def bench(measure):
             call = partial(_decode, q, k, v, lens, None, 128**-0.5, torch.empty_like(q), n)
             found += rows(k, measure({"triton": call}), n_splits=n)
     yield benchmark("splits", "batch 1, by the number of parts", found, "n_splits")
-
     found, (q, k, v, _) = [], inputs(32, 32768)
     for longest in (4096, 32768):
         lens = torch.linspace(math.log(256), math.log(longest), 32).exp().int()[torch.randperm(32)]
         tokens, lens = lens.sum().item(), lens.cuda()
         mask = (torch.arange(32768, device="cuda") < lens[:, None])[:, None, None]
         *pools, table = paged(k, v, 16)
-        calls = {"triton": partial(flash_decoding, q, k, v, lens), "triton_read": read(k, tokens)}
+        calls = {"triton": partial(flash_decoding, q, k, v, lens)} | read(k, tokens)
         calls["triton_pages_of_16"] = partial(flash_decoding, q, *pools, lens, block_table=table)
         calls |= peers(("cudnn", "efficient"), q, k, v, mask)
         found += rows(k, measure(calls), tokens, longest=longest)
     yield benchmark("ragged", "32 lengths from 256 on", found, "longest")
-
     found = []
     for seq_len in (1024, 4096, 16384):
         layers, calls = [inputs(1, seq_len) for _ in range(32)], {}
@@ -641,12 +625,10 @@ def bench(measure):
 # %% [markdown]
 # {{ figure("decoding_b1", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "sdpa_math", "torch_unfused"], caption="Batch 1: from 8,192 tokens on close to a read of the same bytes; ahead of every backend of SDPA.") }}
 #
-# {{ figure("decoding_b64", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "torch_unfused"], caption="Batch 64: there are programs enough; what counts is to read each key once.") }}
-#
 # {% for name in ["decoding_b1", "decoding_b8", "decoding_b64"] %}{% for r in rows(name, provider="triton") if r.seq_len >= 8192 %}
 # {{ claim(row(name, provider="triton_read", seq_len=r.seq_len).ms / r.ms >= 0.88) }}{{ claim(r.ms < row(name, provider="sdpa_flash", seq_len=r.seq_len).ms) }}
 # {% endfor %}{% endfor %}
-# In percent of the read of the same bytes, and in brackets the best of SDPA:
+# In percent of the read of the same bytes; in brackets the best of SDPA:
 #
 # | | 1,024 tokens | 8,192 tokens | 32,768 tokens |
 # |---|---|---|---|
@@ -660,12 +642,11 @@ def bench(measure):
 #
 # {% set first, split = row("decoding_steps", provider="triton_first", seq_len=8192), row("decoding_steps", provider="triton_split", seq_len=8192) %}
 # {% set ours, waits = row("decoding_steps", provider="triton", seq_len=8192), row("decoding_steps", provider="triton_grouped", seq_len=8192) %}
-# {{ claim(first.ms > 3 * split.ms and split.ms > waits.ms and waits.ms >= ours.ms) }}
-# At 8,192 tokens splitting gains {{ (first.ms / split.ms) | times }}, sharing keys {{ (split.ms / waits.ms) | times }}, the early start {{ ((waits.ms - ours.ms) * 1000) | n(1) }} µs.
+# At 8,192 tokens splitting gains {{ (first.ms / split.ms) | times }}, sharing keys {{ (split.ms / waits.ms) | times }}, the early start {{ ((waits.ms - ours.ms) * 1000) | n(1) }} µs.{{ claim(first.ms > 3 * split.ms and split.ms > waits.ms and waits.ms >= ours.ms) }}
 #
 # {{ figure("decoding_splits", y="us", logy=True, caption="Too few parts leave SMs idle, too many spend their time on starting and merging.") }}
 #
-# 32 lengths from 256 to `longest`, in a cache with room for 32,768. SDPA gets a mask, and reads all:
+# 32 lengths from 256 to `longest`, room for 32,768. SDPA gets a mask, and reads all:
 #
 # {{ table("decoding_ragged", columns=["longest", "provider", "ms", "tbps"]) }}
 #
@@ -675,12 +656,10 @@ def bench(measure):
 # **Short contexts.** 1,024 tokens are {{ ours.bytes | bytes }}, a read of {{ read.ms | ms }}; two
 # launches take {{ ours.ms | ms }}, and Python {{ ours.host_us | n(0) }} µs to make them
 # ({{ row("decoding_b1", provider="sdpa_flash", seq_len=1024).host_us | n(0) }} for SDPA's).{{ claim(ours.host_us * 1e-3 > ours.ms) }} A token passes
-# every layer, one attention after the other. So servers record the step once, as a
-# [CUDA graph](../glossary.md#cuda-graph), and replay it. That works as no choice of the host depends on `seq_lens`:
+# every layer, one attention after the other. So servers record the step as a [CUDA graph](../glossary.md#cuda-graph),
+# and replay it. That works as no choice of the host depends on `seq_lens`:
 #
 # {{ table("decoding_layers", columns=["seq_len", "provider", "ms", "host_us"]) }}
-#
-# **Pages of 16** come in random order, and each key asks for its page; see the steps above.
 #
 # ## What to remember
 #
@@ -711,9 +690,7 @@ def bench(measure):
 # ```python
 # from flash_decoding import flash_decoding
 #
-# # q (B, H, D); cache (B, capacity, H_kv, D); seq_lens (B,), int32
-# out = flash_decoding(q, k_cache, v_cache, seq_lens)
-# # cache (n_pages, page_size, H_kv, D); block_table (B, n), int32
+# # q (B, H, D); cache (n_pages, page_size, H_kv, D); seq_lens (B,) and block_table (B, n), int32
 # out = flash_decoding(q, k_cache, v_cache, seq_lens, block_table=block_table)
 # ```
 #
