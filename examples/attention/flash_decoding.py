@@ -2,7 +2,7 @@
 # ---
 # title: Flash decoding
 # description: One new token against a long KV cache, read once at the speed of memory, split over the keys, paged and ragged.
-# tags: [attention, memory-bound, split, tensor cores]
+# tags: [attention, memory-bound, determinism, tensor cores]
 # prerequisites: [attention/flash_attention]
 # outcome: Split attention over its keys, merge the parts exactly, share a cache among heads, and find it page by page.
 # ---
@@ -133,11 +133,11 @@ def first_decoding_kernel(
 # l_i = 2^{L_i}$ is the part's share before normalisation, and
 #
 # $$
-# O = \sum_i w_i O_i, \qquad w_i = \frac{2^{L_i - m}}{\sum_j 2^{L_j - m}}, \qquad m = \max_i L_i :
+# O = \sum_i w_i O_i, \qquad w_i = \frac{2^{L_i - m}}{\sum_j 2^{L_j - m}} :
 # $$
 #
-# **to merge is a softmax over parts**. It is exact, and parts may be of any size. One without keys
-# has $L_i = -\infty$, weight 0.
+# **to merge is a softmax over parts**, with $m = \max_i L_i$. It is exact, and parts may be of any
+# size. One without keys has $L_i = -\infty$, weight 0.
 #
 # Pen and paper, with the six keys of [Flash attention](flash_attention.py#a-softmax-that-never-sees-the-whole-row),
 # whose answer was 3. Which of the three parts weighs most?
@@ -156,7 +156,7 @@ def merge_by_hand(parts) -> float:
     return sum(out * weight for (out, _), weight in zip(found, weights, strict=True)) / sum(weights)
 
 if __name__ == "__main__":
-    print(merge_by_hand([((3, 2), (4, 2)), ((1, 1), (8, 4)), ((5, 4), (3, 2))]))
+    print(round(merge_by_hand([((3, 2), (4, 2)), ((1, 1), (8, 4)), ((5, 4), (3, 2))]), 4))
 
 # %% [markdown]
 # The weights are 12, 4 and 48 of 64, the sums $2^{L_i}$ themselves.
