@@ -325,9 +325,9 @@ def _splits(pairs: int, blocks: int, sms: int) -> int:
     """Parts for each pair of sequence and KV head; the same for the same shapes and GPU."""
 
     def time(n):
-        return triton.cdiv(pairs * n, sms * PER_SM) * (triton.cdiv(blocks, n) + START)
+        return math.ceil(pairs * n / (sms * PER_SM)) * (math.ceil(blocks / n) + START)
 
-    least, most = (min(max(n, 1), MOST_SPLITS) for n in (triton.cdiv(blocks, MOST_BLOCKS), blocks))
+    least, most = (min(max(n, 1), MOST_SPLITS) for n in (math.ceil(blocks / MOST_BLOCKS), blocks))
     return min(range(least, most + 1), key=time)
 
 @functools.lru_cache
@@ -344,7 +344,7 @@ def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, ear
     block_n, num_warps, num_stages = TILES[head_dim]
     capacity = page_size if table is None else table.shape[1] * page_size
     pairs, group, (sms, can) = batch * n_kv_heads, n_heads // n_kv_heads, _facts(q.device)
-    n_splits = n_splits or _splits(pairs, triton.cdiv(capacity, block_n), sms)
+    n_splits = n_splits or _splits(pairs, math.ceil(capacity / block_n), sms)
     early = early and can and n_splits > 1
     part, lse = out, torch.empty(n_heads * batch * n_splits, dtype=torch.float32, device=q.device)
     if n_splits > 1:
@@ -354,12 +354,12 @@ def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, ear
         scale * math.log2(math.e), *q.stride()[:2], *k_cache.stride()[:3],
         0 if table is None else table.stride(0), GROUP=group, HEAD_DIM=head_dim,
         PAGE_SIZE=0 if table is None else page_size, BLOCK_N=block_n, EARLY=early,
-        BLOCK_M=max(16, triton.next_power_of_2(group)), num_warps=num_warps,
+        BLOCK_M=max(16, 1 << (group - 1).bit_length()), num_warps=num_warps,
         # loads of the table take as many stages as those of the keys
         num_stages=num_stages if table is None else 2 * num_stages - 1,
     )  # fmt: skip
     if n_splits > 1:
-        size = {"HEAD_DIM": head_dim, "SPLITS": triton.next_power_of_2(n_splits)}
+        size = {"HEAD_DIM": head_dim, "SPLITS": 1 << (n_splits - 1).bit_length()}
         options = {"num_warps": 8} | ({"launch_pdl": True} if early else {})
         merge_kernel[(batch * n_heads,)](part, lse, out, n_splits, **size, EARLY=early, **options)
 
@@ -420,7 +420,7 @@ def flash_decoding(
     scale = head_dim**-0.5 if scale is None else scale
     if not 0 < scale < math.inf:
         raise ValueError(f"flash_decoding takes a positive, finite scale, got {scale}")
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     if batch:
         # few numbers all, if they must be copied; the cache never is
         q, seq_lens = q if q.stride(2) == 1 else q.contiguous(), seq_lens.contiguous()
