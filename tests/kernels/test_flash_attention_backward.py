@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from tests.kernels.sm_90 import SHARED_LIMIT, facts, pretend, run_as_script
+from tests.kernels.sm_90 import SHARED_LIMIT, facts, launched, pretend, run_as_script
 
 HEAD_DIMS = [32, 64, 128, 256]
 every_dtype = pytest.mark.parametrize(
@@ -37,27 +37,15 @@ def compile_all(variants=VARIANTS) -> list:
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples/attention"))
     import flash_attention_backward as lecture
 
-    class Compiled:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            def compile_(*args, **options):
-                found[-1].append(self.kernel.warmup(*args, grid=grid, **options))
-
-            return compile_
-
-    found = []
     names = ["flash_attention_kernel", "flash_attention_dq_kernel", "flash_attention_dkdv_kernel"]
-    for name in names:
-        setattr(lecture, name, Compiled(getattr(lecture, name)))
+    found = launched(lecture, *names)
     for head_dim, causal, queries, keys in variants:
-        found.append([])
         q = torch.empty(2, 4, queries, head_dim, dtype=torch.bfloat16)
         k, lse = q.new_empty(2, 4, keys, head_dim), torch.empty(2, 4, -(-queries // 128) * 128)
         lecture.flash_attention_forward(q, k, k, q, lse, causal, 0.1)
         lecture.flash_attention_backward(q, q, k, k, q, lse, q, k, k, causal, 0.1)
-    return [[facts(kernel) for kernel in kernels] for kernels in found]
+    found = [facts(kernel) for kernel in found]
+    return list(zip(*(found[i::3] for i in range(3)), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,15 @@ this file run as a script, and their machine code is looked at.
 
 import json
 import math
-import os
-import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+
+from tests.kernels.sm_90 import facts, launched, pretend, run_as_script
 
 every_dtype = pytest.mark.parametrize(
     "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)], ids=str
@@ -25,56 +23,13 @@ every_dtype = pytest.mark.parametrize(
 VARIANTS = [(128, 4, 0), (128, 4, 16), (64, 1, 0), (256, 64, 16)]
 
 
-def facts_of(kernel, ptxas: str) -> dict:
-    """Registers, spills and shared memory of a compiled kernel, and how wide its copies are."""
-    ptx = kernel.asm["ptx"]
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        command = [ptxas, "-v", "--gpu-name=sm_90a", source, "-o", source.with_suffix(".cubin")]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return {
-        "shared": kernel.metadata.shared,
-        "products": ptx.count("mma.sync") + ptx.count("wgmma.mma_async"),
-        "copies": re.findall(r"cp\.async\.c[ag][^;]*?\], (0x[0-9a-f]+)", ptx),
-        "early": "griddepcontrol" in ptx,
-        "registers": int(re.search(r"Used (\d+) registers", told)[1]),
-        "spills": sum(map(int, re.findall(r"(\d+) bytes spill", told))),
-    }
-
-
 def compile_all(variants=VARIANTS) -> list:
     """Compiles each variant's two kernels for sm_90 without a GPU."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    class Driver:
-        def get_current_target(self):
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self):
-            return 0
-
-        def get_current_stream(self, device=0):
-            return 0
-
-    triton.runtime.driver.set_active(Driver())
+    pretend()
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples/attention"))
     import flash_decoding as lecture
 
-    class Compiled:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            def compile_(*args, **options):
-                found.append(self.kernel.warmup(*args, grid=grid, **options))
-
-            return compile_
-
-    found = []
-    for name in ("flash_decoding_kernel", "merge_kernel"):
-        setattr(lecture, name, Compiled(getattr(lecture, name)))
+    found = launched(lecture, "flash_decoding_kernel", "merge_kernel")
     lecture._facts = lambda device: (132, True)
     for head_dim, group, page_size in variants:
         q = torch.empty(2, 8 * group, head_dim, dtype=torch.bfloat16)
@@ -82,18 +37,13 @@ def compile_all(variants=VARIANTS) -> list:
         table = torch.empty(2, 2048 // page_size, dtype=torch.int32) if page_size else None
         k = k.view(-1, page_size, 8, head_dim) if page_size else k
         lecture._decode(q, k, k, torch.empty(2, dtype=torch.int32), table, 0.1, q)
-    ptxas = triton.knobs.nvidia.ptxas.path
-    facts = [facts_of(kernel, ptxas) for kernel in found]
-    return list(zip(facts[::2], facts[1::2], strict=True))
+    found = [facts(kernel) for kernel in found]
+    return list(zip(found[::2], found[1::2], strict=True))
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict:
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, __file__]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return dict(zip(VARIANTS, json.loads(result.stdout), strict=True))
+    return dict(zip(VARIANTS, run_as_script(__file__), strict=True))
 
 
 @pytest.mark.interpreter  # a GPU's tests compile and run them
@@ -101,7 +51,7 @@ def compiled() -> dict:
 def test_machine_code(compiled, lecture, variant):
     decode, merge = compiled[variant]
     assert decode["spills"] == merge["spills"] == 0
-    assert decode["products"] > 0 and decode["early"] and merge["early"]
+    assert decode["mma"] + decode["wgmma"] > 0 and decode["early"] and merge["early"]
     # keys and values come 16 bytes at once; a table's entries are 4
     assert set(decode["copies"]) == ({"0x10", "0x4"} if variant[2] else {"0x10"})
     if variant[1] == 4:  # as many programs on an SM as the number of parts reckons with
