@@ -163,8 +163,9 @@ def _ragged(x: torch.Tensor, block: int) -> TensorDescriptor:
 def _band(start, rows, length, shift, n_others, left, right):
     """Of what a tile's rows see: where it starts, where all see, up to where all see, its stop."""
     first, last = start + shift, tl.minimum(start + rows, length) - 1 + shift
-    starts = tl.maximum(first - left, 0), tl.maximum(last - left, 0)
-    return *starts, tl.minimum(first + right + 1, n_others), tl.minimum(last + right + 1, n_others)
+    all_to, stop = first + right + 1, last + right + 1
+    stops = tl.minimum(all_to, n_others), tl.minimum(stop, n_others)
+    return tl.maximum(first - left, 0), tl.maximum(last - left, 0), stops[0], stops[1]
 
 
 @triton.jit
@@ -185,12 +186,13 @@ if __name__ == "__main__":
 # ## Step 5: a lid on the scores
 #
 # A *soft-cap* $c$ keeps scores within $\pm c$ ([Gemma 2](https://arxiv.org/abs/2408.00118)): $s' = c \tanh(s / c)$. `tl` has no tanh, but
-# $\tanh x = 1 - 2 / (1 + e^{2x})$, also where $e^{2x}$ is 0 or infinite. With $t = \tanh(s / c)$ the
+# $\tanh x = 1 - 2 / (1 + e^{2x})$, also where $e^{2x}$ is 0 or infinite. With $t = \tanh(s/c)$ the
 # slope is $ds'/ds = 1 - t^2$: one factor more in $dS$. It is not free. The products of a score, $4D = 512$ operations, take a multiprocessor 1/8 of a cycle at $D = 128$, a special function [1/16](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions). The softmax needs one a score. The soft-cap needs two more, a power and a reciprocal: together longer than the products that hid the first.
 #
 # ## The forward
 #
-# The loop is [the one you know](flash_attention_backward.py#what-the-forward-must-leave). With a soft-cap `s` holds $t$ after `_tanh`, and `scale_out` is $c \log_2 e$. A row that sees nothing leaves an infinite log-sum-exp: whatever its score, the weight is $2^{s - \infty} = 0$. A sequence has whole slots of `PAD` rows of `lse`: no tile needs a mask.
+# The loop is [the one you know](flash_attention_backward.py#what-the-forward-must-leave). With a soft-cap `s` holds $t$ after `_tanh`, and `scale_out` is
+# $c \log_2 e$. A sequence has whole slots of `PAD` rows of `lse`: tiles need no mask there.
 
 # %% tags=["copy"]
 @triton.jit
@@ -232,19 +234,18 @@ def flash_attention_varlen_kernel(
         v = _load(v_desc, first_k, n_k, start_n, head // group)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], out_dtype=FLOAT)
         row_max = new_max
-    # a query that sees no key: out is 0 / 1, and any score minus inf gives the weight 0
-    lse = tl.where(row_sum > 0, row_max + tl.log2(row_sum), float("inf"))
+    # a query that sees no key: 0 / 1, and its log-sum-exp is never used, since masked
     row_sum = tl.where(row_sum > 0, row_sum, 1.0)
     _store(out_desc, first_q, n_q, start_m, head, acc / row_sum[:, None])
     stats = head.to(tl.int64) * padded + (first_q // PAD + seq) * PAD
-    tl.store(lse_ptr + stats + offs_m, lse)
+    tl.store(lse_ptr + stats + offs_m, row_max + tl.log2(row_sum))
 
 # %% [markdown]
 # ## The backward
 #
-# Two kernels, two owners. First $dQ$, which leaves $\delta$. For keys the loops over heads and tiles
-# are one: the next head's first tile is on its way while the last is multiplied. Without a band, no
-# mask: queries past the end are zeros, and add 0.
+# Two kernels, two owners. First $dQ$, which leaves $\delta$. For keys the loops over heads and
+# tiles are one: the next head's first tile is on its way while the last is multiplied. Without a
+# band, no mask: queries past the end are zeros, and add 0.
 
 # %% tags=["copy"]
 @triton.jit
@@ -469,9 +470,9 @@ def flash_attention_varlen(
 # %% [markdown]
 # ## Is it right?
 #
-# `check` compares output and gradients with float64: sequences empty, of one token, with other keys;
-# groups of 1, 4 and 8; windows below and above a block; soft-caps. One sequence is all NaN, and no
-# neighbour may notice. Errors are in percent of the rounding of the largest number.
+# `check` compares output and gradients with float64: sequences empty, of one token, with other
+# keys; groups of 1, 4, 8; windows below and above a block; soft-caps. One sequence is all NaN, and
+# no neighbour may notice. Errors are in percent of the rounding of the largest number.
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -480,7 +481,7 @@ def check(device: str = "cuda") -> None:
     # queries, keys of each sequence (the second is NaN); heads, group, D, causal, left, right, cap
     cases = [
         ((1, 9, 67, 0, 5), (1, 9, 70, 4, 0), 2, 1, 32, False, -1, -1, 0.0),
-        ((3, 9, 70), (3, 9, 130), 4, 4, 32, True, -1, -1, 0.0),
+        ((3, 9, 20), (3, 9, 80), 8, 4, 32, True, -1, -1, 0.0),
         ((70, 1, 5), (33, 1, 70), 8, 8, 32, False, 10, 5, 2.0),
         ((129, 9), (129, 9), 1, 1, 64, True, 70, -1, 0.0),
         ((5, 9, 40), (2, 9, 66), 1, 1, 128, False, -1, 3, 1.5),
@@ -499,8 +500,8 @@ def check(device: str = "cuda") -> None:
         for dtype, rounding in allowed.items():
             ends = [torch.tensor([0, *n]).cumsum(0).int().to(device) for n in (n_q, n_k)]
             q, do = torch.randn(2, sum(n_q), heads, head_dim, device=device).to(dtype)
-            kv = torch.randn(sum(n_k), 2, heads // group, head_dim, device=device).to(dtype)
-            k, v = kv.unbind(1)  # side by side, as one projection makes them
+            kv = torch.randn(sum(n_k), heads // group, 2, head_dim, device=device).to(dtype)
+            k, v = kv.unbind(2)  # side by side, as one projection may make them
             if low:  # then the weight of a forgotten mask's key overflows
                 q, k = 0.3 * q + low, 0.3 * k - low
             for x, end in zip((q, k, v, do), (*ends, ends[1], ends[0]), strict=True):
@@ -535,8 +536,8 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Is it fast?
 #
-# First sequences of one length, 16,384 tokens together, 32 heads of queries and 8 of keys, $D = 128$,
-# causal. *mha* has 32 heads of keys, *repeated* copies 8 to 32. Do fewer keys make it faster?
+# First sequences of one length, 16,384 tokens together, 32 heads of queries and 8 of keys, causal,
+# $D = 128$. *mha* has 32 heads of keys, *repeated* copies 8 to 32. Do fewer keys make it faster?
 
 # %% tags=["fold"]
 def bench(measure):
@@ -692,4 +693,5 @@ def bench(measure):
 # out = flash_attention_varlen(q, k, v, ends, ends, causal=True, window_size=(1023, 0))
 # ```
 #
-# The file, or "Copy this kernel", needs torch and triton alone: [`flash_attention_varlen`][examples.attention.gqa_varlen.flash_attention_varlen].
+# The file, or the block "Copy this kernel", needs torch and triton alone:
+# [`flash_attention_varlen`][examples.attention.gqa_varlen.flash_attention_varlen].
