@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+
 # %%
 def ragged_lengths(n_seqs: int, n_tokens: int = 16384) -> list[int]:
     """Lengths of sequences, `n_tokens` together, at even steps of a log-normal; in no order."""
@@ -48,8 +49,8 @@ if __name__ == "__main__":
             print(f"both products {tflop:4.2f} TFLOP")
 
 # %% [markdown]
-# Three tokens of four are padding, and products grow with the square of a length. Repeated heads
-# cost memory, a kernel to copy and, in the backward, one to add the gradients of the copies.
+# Four tokens of five are padding, and as products grow with the square of a length, the rectangle
+# does ten times the work. Repeated heads cost memory, a kernel to copy and one to add gradients.
 #
 # ## The reference
 #
@@ -472,7 +473,7 @@ def flash_attention_varlen(
 #
 # `check` compares output and gradients with float64: sequences empty, of one token, with other
 # keys; groups of 1, 4, 8; windows below and above a block; soft-caps. One sequence is all NaN, and
-# no neighbour may notice. Errors are in percent of the rounding of the largest number.
+# no neighbour may notice. Errors are in percent of 1½ roundings of the largest number.
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -484,11 +485,11 @@ def check(device: str = "cuda") -> None:
         ((3, 9, 20), (3, 9, 80), 8, 4, 32, True, -1, -1, 0.0),
         ((70, 1, 5), (33, 1, 70), 8, 8, 32, False, 10, 5, 2.0),
         ((129, 9), (129, 9), 1, 1, 64, True, 70, -1, 0.0),
-        ((5, 9, 40), (2, 9, 66), 1, 1, 128, False, -1, 3, 1.5),
+        ((5, 9, 40), (7, 9, 66), 1, 1, 128, False, -1, 3, 1.5),
     ]
-    allowed = {torch.float16: 2**-10}
+    allowed = {torch.float16: 1.5 * 2**-10}
     if device == "cuda":  # the interpreter's product of bfloat16 is wrong
-        allowed[torch.bfloat16] = 2**-7
+        allowed[torch.bfloat16] = 1.5 * 2**-7
         a, b = (1000, 77, 4097, 128, 2048), (2048, 128, 4097, 77, 1000)
         cases += [(a, a, 8, 4, 128, True, 1023, 0, 0.0), (a, a, 8, 8, 64, True, -1, -1, 20.0)]
         cases += [(a, b, 4, 2, 256, True, -1, -1, 0.0), (b, b, 4, 1, 128, False, -1, -1, 0.0)]

@@ -144,7 +144,7 @@ def gradients(attend, q, k, v, do, *ends, **options):
     return [out.detach(), *torch.autograd.grad(out, leaves, do)]
 
 
-def agrees(lecture, q, k, v, do, *ends, within=1.0, **options):
+def agrees(lecture, q, k, v, do, *ends, within=1.5, **options):
     """Checks output and gradients against float64; returns them."""
     got = gradients(lecture.flash_attention_varlen, q, k, v, do, *ends, **options)
     wide = [x.double() for x in (q, k, v, do)]
@@ -208,7 +208,7 @@ def test_a_sequence_does_not_know_its_neighbours(lecture, device):
 
 def test_an_even_batch_is_attention(lecture, device):
     """torch's own, causal, with grouped heads and a window that is no limit."""
-    q, k, v, do, *ends = inputs([40, 40], [40, 40], 4, 2, device=device)
+    q, k, v, _, *ends = inputs([40, 40], [40, 40], 4, 2, device=device)
     out = lecture.flash_attention_varlen(q, k, v, *ends, causal=True, window_size=(39, 0))
     rows = (x.unflatten(0, (2, 40)).transpose(1, 2).float() for x in (q, k, v))
     want = torch.nn.functional.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=True)
