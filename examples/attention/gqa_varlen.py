@@ -2,7 +2,7 @@
 # ---
 # title: Grouped heads, ragged batches
 # description: Attention as models use it, with grouped-query heads, packed sequences of any lengths, sliding windows and soft-caps, forward and backward.
-# tags: [attention, tensor cores, autograd, gqa, varlen]
+# tags: [attention, tensor cores, autograd, determinism]
 # prerequisites: [attention/flash_attention, attention/flash_attention_backward]
 # outcome: Write attention for batches without padding and heads without copies, visit no block that a window hides, and know what each of these saves.
 # ---
