@@ -66,8 +66,8 @@ def facts(kernel) -> dict:
         "shared": kernel.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": ptx.count("mma.sync"),
-        "loads": len(re.findall(r"cp\.async\.bulk\.tensor\.4d\.shared", ptx)),
-        "stores": len(re.findall(r"cp\.async\.bulk\.tensor\.4d\.global", ptx)),
+        "loads": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
+        "stores": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
         "copies": re.findall(r"cp\.async\.c[ag][^;]*?\], (0x[0-9a-f]+)", ptx),  # bytes of each
         "atomics": len(re.findall(r"\b(atom|red)\.", ptx)),
         "setmaxnreg": ptx.count("setmaxnreg"),

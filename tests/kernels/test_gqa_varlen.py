@@ -7,11 +7,7 @@ this file run as a script, and their machine code is looked at.
 import itertools
 import json
 import math
-import os
-import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -19,88 +15,38 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-SHARED_LIMIT = 227 << 10  # bytes that a program may have on compute capability 9.0
+from tests.kernels.sm_90 import SHARED_LIMIT, facts, launched, pretend, run_as_script
+
 VARIANTS = [(128, 0.0), (128, 30.0)]  # head_dim, softcap
 every_dtype = pytest.mark.parametrize(
     "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)], ids=str
 )
 
 
-def facts_of(kernel, ptxas: str) -> dict:
-    """Registers, spills and shared memory of a compiled kernel, and what ptxas warned of."""
-    ptx = kernel.asm["ptx"]
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        command = [ptxas, "-v", "--gpu-name=sm_90a", source, "-o", source.with_suffix(".cubin")]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return {
-        "shared": kernel.metadata.shared,
-        "wgmma": ptx.count("wgmma.mma_async"),
-        "loads": len(re.findall(r"cp\.async\.bulk\.tensor\.5d\.shared", ptx)),
-        "stores": len(re.findall(r"cp\.async\.bulk\.tensor\.5d\.global", ptx)),
-        "atomics": len(re.findall(r"\b(atom|red)\.", ptx)),
-        "spills": sum(map(int, re.findall(r"(\d+) bytes spill", told))),
-        "serialized": "serialized" in told,
-    }
-
-
 def compile_all(variants=VARIANTS) -> list:
     """Compiles each variant's three kernels, causal, for sm_90 without a GPU."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    class Driver:
-        def get_current_target(self):
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self):
-            return 0
-
-        def get_current_stream(self, device=0):
-            return 0
-
-    triton.runtime.driver.set_active(Driver())
+    pretend()
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples/attention"))
     import gqa_varlen as lecture
 
-    facts, ptxas = [], triton.knobs.nvidia.ptxas.path
-
-    class Compiled:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            def compile_(*args, **options):
-                compiled = self.kernel.warmup(*args, grid=grid, **options)
-                facts[-1].append(facts_of(compiled, ptxas))
-
-            return compile_
-
-    for name in ("kernel", "dq_kernel", "dkdv_kernel"):
-        name = f"flash_attention_varlen_{name}"
-        setattr(lecture, name, Compiled(getattr(lecture, name)))
+    kernels = ("kernel", "dq_kernel", "dkdv_kernel")
+    found = launched(lecture, *(f"flash_attention_varlen_{name}" for name in kernels))
     for head_dim, softcap in variants:
-        facts.append([])
         q = torch.empty(2048, 8, head_dim, dtype=torch.bfloat16)
         k, ends = q.new_empty(2048, 2, head_dim), torch.zeros(4, dtype=torch.int32)
         options = (ends, ends), (2**30, 0), 0.1, softcap
         lse = lecture.varlen_forward(q, k, k, q, *options)
         lecture.varlen_backward(q, q, k, k, q, lse, q, k, k, *options)
-    return facts
+    return [facts(kernel) for kernel in found]
 
 
 @pytest.mark.interpreter  # a GPU's tests compile and run them
 def test_machine_code():
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, __file__]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, result.stderr
-    for facts in itertools.chain(*json.loads(result.stdout)):
-        assert facts["shared"] <= SHARED_LIMIT and facts["atomics"] == 0
-        assert facts["wgmma"] > 0 and facts["loads"] > 0 and facts["stores"] > 0
+    for kernel in run_as_script(__file__):
+        assert kernel["shared"] <= SHARED_LIMIT and kernel["atomics"] == 0
+        assert kernel["wgmma"] > 0 and kernel["loads"] > 0 and kernel["stores"] > 0
         # a scalar that is not proved uniform spills hundreds
-        assert facts["spills"] <= 64 and not facts["serialized"]
+        assert kernel["spills"] <= 64 and not kernel["serialized"]
 
 
 def test_what_is_read_past_the_end_was_written(lecture):
