@@ -33,6 +33,24 @@ def pretend() -> None:
     triton.runtime.driver.set_active(Driver())
 
 
+def launched(lecture, *names: str) -> list:
+    """A list that grows by a compiled kernel with each launch of the lecture's kernels so named."""
+    found = []
+
+    class Kernel:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return lambda *args, **options: found.append(
+                self.kernel.warmup(*args, grid=grid, **options)
+            )
+
+    for name in names:
+        setattr(lecture, name, Kernel(getattr(lecture, name)))
+    return found
+
+
 def facts(kernel) -> dict:
     """Resources and instructions of a compiled kernel, and what ptxas warned of."""
     import triton
@@ -47,10 +65,13 @@ def facts(kernel) -> dict:
     return {
         "shared": kernel.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
-        "loads": len(re.findall(r"cp\.async\.bulk\.tensor\.4d\.shared", ptx)),
-        "stores": len(re.findall(r"cp\.async\.bulk\.tensor\.4d\.global", ptx)),
+        "mma": ptx.count("mma.sync"),
+        "loads": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
+        "stores": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
+        "copies": re.findall(r"cp\.async\.c[ag][^;]*?\], (0x[0-9a-f]+)", ptx),  # bytes of each
         "atomics": len(re.findall(r"\b(atom|red)\.", ptx)),
         "setmaxnreg": ptx.count("setmaxnreg"),
+        "early": "griddepcontrol" in ptx,
         "registers": int(re.search(r"Used (\d+) registers", told)[1]),
         "spills": sum(map(int, re.findall(r"(\d+) bytes spill", told))),
         "serialized": "serialized" in told,

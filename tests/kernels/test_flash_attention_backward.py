@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from tests.kernels.sm_90 import SHARED_LIMIT, facts, pretend, run_as_script
+from tests.kernels.sm_90 import SHARED_LIMIT, facts, launched, pretend, run_as_script
 
 HEAD_DIMS = [32, 64, 128, 256]
 every_dtype = pytest.mark.parametrize(
@@ -37,27 +37,15 @@ def compile_all(variants=VARIANTS) -> list:
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples/attention"))
     import flash_attention_backward as lecture
 
-    class Compiled:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            def compile_(*args, **options):
-                found[-1].append(self.kernel.warmup(*args, grid=grid, **options))
-
-            return compile_
-
-    found = []
     names = ["flash_attention_kernel", "flash_attention_dq_kernel", "flash_attention_dkdv_kernel"]
-    for name in names:
-        setattr(lecture, name, Compiled(getattr(lecture, name)))
+    found = launched(lecture, *names)
     for head_dim, causal, queries, keys in variants:
-        found.append([])
         q = torch.empty(2, 4, queries, head_dim, dtype=torch.bfloat16)
         k, lse = q.new_empty(2, 4, keys, head_dim), torch.empty(2, 4, -(-queries // 128) * 128)
         lecture.flash_attention_forward(q, k, k, q, lse, causal, 0.1)
         lecture.flash_attention_backward(q, q, k, k, q, lse, q, k, k, causal, 0.1)
-    return [[facts(kernel) for kernel in kernels] for kernels in found]
+    found = [facts(kernel) for kernel in found]
+    return list(zip(*(found[i::3] for i in range(3)), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +90,12 @@ def agrees(lecture, q, k, v, do, *, within=1.0, **options):
     wide = [x.double() for x in (q, k, v, do)]
     want = gradients(lecture.flash_attention_reference, *wide, **options)
     rounding = torch.finfo(q.dtype).eps if q.dtype != torch.float64 else 1e-5
+    # delta, a sum over do * out, carries the rounding of out; where few keys share the weights,
+    # dp - delta is small, and that rounding is what is left of it
+    delta = (wide[3] * want[0]).norm(dim=-1).max() * options.get("scale", q.shape[-1] ** -0.5) / 4
+    cancelled = {"dq": delta * wide[1].abs().max(), "dk": delta * wide[0].abs().max()}
     for name, x, y in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
-        atol = within * rounding * (y.abs().max().item() + 0.01)
+        atol = within * rounding * (y.abs().max() + cancelled.get(name, 0.0) + 0.01).item()
         torch.testing.assert_close(
             x.double(), y, atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
@@ -124,7 +116,7 @@ def test_other_keys(lecture, device, n_queries, n_keys, causal):
     agrees(lecture, *inputs((1, 2, n_queries, 32), n_keys, device), causal=causal)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     batch=st.integers(1, 2), heads=st.integers(1, 2), n_queries=st.integers(1, 200),
     n_keys=st.integers(1, 200), head_dim=st.sampled_from(HEAD_DIMS[:2]), causal=st.booleans(),

@@ -6,6 +6,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import nbformat
 import pytest
+from playwright.sync_api import TimeoutError
 
 from tests.site.built import (
     DESKTOP,
@@ -51,6 +52,7 @@ BROKEN_IMAGES = """[...document.images]
     .map(image => "broken image " + image.src)"""
 # bytes a second: 1.6 Mbit/s down
 SLOW = {"offline": False, "latency": 150, "downloadThroughput": 2e5, "uploadThroughput": 1e5}
+FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')"
 SHARDS = 8  # of the pages, for as many processors
 
 
@@ -230,9 +232,11 @@ def test_first_paint_on_a_slow_phone(browser, base, name):
         session.send("Network.emulateNetworkConditions", SLOW)
         session.send("Emulation.setCPUThrottlingRate", {"rate": 4})
         page.goto(f"{base}{name}/", wait_until="commit")
-        page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
-        paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
-        times.append(page.evaluate(paint))
+        try:  # by a timer: a browser that shows no frame asks for none either
+            page.wait_for_function(f"{FIRST_PAINT}.length", polling=100, timeout=10_000)
+            times.append(page.evaluate(f"{FIRST_PAINT}[0].startTime"))
+        except TimeoutError:
+            times.append(float("inf"))
         context.close()
         if times[-1] < 1500:
             return

@@ -1,0 +1,699 @@
+# %% [markdown]
+# ---
+# title: Flash decoding
+# description: One new token against a long KV cache, read once at the speed of memory, split over the keys, paged and ragged.
+# tags: [attention, memory-bound, determinism, tensor cores]
+# prerequisites: [attention/flash_attention]
+# outcome: Split attention over its keys, merge the parts exactly, share a cache among heads, and find it page by page.
+# ---
+#
+# # Flash decoding: one token, a long memory
+#
+# A language model writes one token after the other. Keys and values of all tokens so far are kept,
+# in the [KV cache](../glossary.md#kv-cache); the new one has a single row of queries a head. The
+# [flash kernel](flash_attention.py) takes tiles of 128 rows: it would load 127 for nothing, and
+# each head would be one [program](../glossary.md#program). 32 heads are 32 programs, on
+# {{ env.sms }} [multiprocessors](../glossary.md#sm). **How fast can one token be?**
+#
+# ## What it costs
+#
+# One sequence of 8,192 tokens; 32 heads of queries share 8 of keys and values, as in many models
+# ([GQA](../glossary.md#gqa)); $D = 128$, 16-bit numbers:
+#
+# {% set read = row("decoding_b1", provider="triton_read", seq_len=8192) %}
+# | | amount | time on the {{ env.gpu }} of this page |
+# |---|---|---|
+# | cache, $2 \cdot 8192 \cdot 8 \cdot 128$ numbers, read | {{ (4 * 8192 * 8 * 128) | bytes }} | {{ read.ms | ms }} at the speed of a read |
+# | two products, $4 \cdot 32 \cdot 8192 \cdot 128$ | 134 MFLOP | {{ (4 * 32 * 8192 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} at the library's best matrix rate |
+#
+# {{ claim(read.ms > 20 * 4 * 32 * 8192 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) }}
+# A number of the cache is 2 bytes, and takes part in one multiply-add for each of the $G = 4$ heads
+# that share it. The [arithmetic intensity](../glossary.md#arithmetic-intensity) is $G$ operations a
+# byte at any length, where the [roofline](../foundations/memory_hierarchy.py) bends near
+# {{ (matmul_tflops("bfloat16", 8192) / row("decoding_b64", provider="triton_read", seq_len=32768).tbps) | n(0) }}: FLOPs do not matter. **The floor is the bytes of the cache, read once.** The yardstick is a *read*, not
+# this site's usual copy: half a copy's bytes are writes, and those of a small one end in
+# [L2](../glossary.md#l2). As in [Reductions](../fusion/reductions.py), a kernel that loads the same
+# bytes and keeps one word in 4,096 is timed beside each row.
+
+# %% tags=["copy"]
+import functools
+import math
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+# %% [markdown]
+# ## The reference
+#
+# Each sequence of a batch has its own length (`seq_lens`); the cache has room for more, and what
+# lies beyond the length must not matter. A sequence without tokens gives 0.
+
+# %%
+def flash_decoding_reference(q, k_cache, v_cache, seq_lens, *, block_table=None, scale=None):
+    """Attention of one token a sequence in plain PyTorch; shapes as in `flash_decoding`."""
+    out, scale = torch.zeros_like(q), q.shape[-1] ** -0.5 if scale is None else scale
+    for b, seq_len in enumerate(seq_lens.tolist()):
+        if block_table is None:
+            k, v = k_cache[b, :seq_len], v_cache[b, :seq_len]  # [seq_len, n_kv_heads, D]
+        else:
+            pages = block_table[b, : -(-seq_len // k_cache.shape[1])].long()
+            k, v = (x[pages].flatten(0, 1)[:seq_len] for x in (k_cache, v_cache))
+        if seq_len:
+            grouped = q[b].unflatten(0, (k.shape[1], -1))  # [n_kv_heads, GROUP, D]
+            scores = grouped @ k.permute(1, 2, 0) * scale  # [n_kv_heads, GROUP, seq_len]
+            out[b] = (scores.softmax(dim=-1) @ v.transpose(0, 1)).flatten(0, 1)
+    return out
+
+# %% [markdown]
+# ## Step 1: one program a head
+#
+# With one row of queries there is no matrix product left: a score is a row of $K$ times `q`,
+# summed. The rest is the [online softmax](../glossary.md#online-softmax), in powers of 2. Take the
+# program's keys from `_keys` as all keys for now, and `lse` as a by-product.
+
+# %% tags=["copy"]
+@triton.jit
+def _keys(split, n_splits, seq_len, BLOCK_N: tl.constexpr):
+    """The keys of one of `n_splits` programs: whole blocks, which differ by one at most."""
+    blocks = tl.cdiv(seq_len, BLOCK_N)
+    start = blocks * split // n_splits * BLOCK_N
+    return start, tl.minimum(blocks * (split + 1) // n_splits * BLOCK_N, seq_len)
+
+# %%
+@triton.jit
+def first_decoding_kernel(
+    q_ptr, k_ptr, v_ptr, part_ptr, lse_ptr, seq_lens_ptr, n_heads, n_kv_heads, capacity, n_splits,
+    scale_log2, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    head, split, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    start, stop = _keys(split, n_splits, tl.load(seq_lens_ptr + b), BLOCK_N)
+    offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, HEAD_DIM)
+    row = b * n_heads + head
+    q = tl.load(q_ptr + row * HEAD_DIM + offs_d).to(tl.float32) * scale_log2
+    acc = tl.zeros([HEAD_DIM], tl.float32)
+    row_max, row_sum = -float("inf"), 0.0
+    for start_n in range(start, stop, BLOCK_N):
+        seen = start_n + offs_n < stop
+        rows = (b * capacity + start_n + offs_n) * n_kv_heads + head * n_kv_heads // n_heads
+        offs = rows[:, None] * HEAD_DIM + offs_d[None, :]  # [BLOCK_N, HEAD_DIM]
+        k = tl.load(k_ptr + offs, mask=seen[:, None], other=0.0)
+        s = tl.where(seen, tl.sum(k * q[None, :], axis=1), -float("inf"))
+        new_max = tl.maximum(row_max, tl.max(s, axis=0))
+        alpha = tl.exp2(row_max - new_max)
+        p = tl.exp2(s - new_max)
+        row_sum = row_sum * alpha + tl.sum(p, axis=0)
+        v = tl.load(v_ptr + offs, mask=seen[:, None], other=0.0)
+        acc = acc * alpha + tl.sum(p[:, None] * v, axis=0)
+        row_max = new_max
+    # no keys at all: 0 / 1, with weight 0
+    row_sum = tl.where(row_sum > 0, row_sum, 1.0)
+    part = row * n_splits + split
+    tl.store(lse_ptr + part, row_max + tl.log2(row_sum))
+    out = (acc / row_sum).to(part_ptr.dtype.element_ty)
+    tl.store(part_ptr + part * HEAD_DIM + offs_d, out)
+
+# %% [markdown]
+# It is right, and slow: most of the chip has nothing to do, and the four heads of a group each read
+# the same keys. One fault at a time.
+#
+# ## Step 2: split the keys, merge the parts
+#
+# Give the keys of a head to several programs. Each computes attention over its own part; what then
+# is the whole? Part $i$ knows its maximum $m_i$, its sum $l_i = \sum_j 2^{s_j - m_i}$ and
+# $\mathit{acc}_i = \sum_j 2^{s_j - m_i} v_j$. Brought to a common maximum $m$, sums add up:
+#
+# $$
+# O = \frac{\sum_i 2^{m_i - m} \, \mathit{acc}_i}{\sum_i 2^{m_i - m} \, l_i} .
+# $$
+#
+# Of the three numbers two will do. Let a part finish its own softmax, $O_i = \mathit{acc}_i / l_i$,
+# and leave its [log-sum-exp](../glossary.md#log-sum-exp) $L_i = m_i + \log_2 l_i$. Then $2^{m_i}
+# l_i = 2^{L_i}$ is the part's share before normalisation, and
+#
+# $$
+# O = \sum_i w_i O_i, \qquad w_i = \frac{2^{L_i - m}}{\sum_j 2^{L_j - m}} :
+# $$
+#
+# **to merge is a softmax over parts**, with $m = \max_i L_i$. It is exact, and parts may be of any
+# size. One without keys has $L_i = -\infty$, weight 0.
+#
+# Pen and paper, with the six keys of [Flash attention](flash_attention.py#a-softmax-that-never-sees-the-whole-row),
+# whose answer was 3. Which of the three parts weighs most?
+
+# %%
+def merge_by_hand(parts) -> float:
+    """Weighted mean of values, weights in powers of 2, part by part; prints each part."""
+    found = []
+    for scores, values in parts:
+        p = [2 ** (score - max(scores)) for score in scores]
+        out = sum(weight * value for weight, value in zip(p, values, strict=True)) / sum(p)
+        found.append((out, max(scores) + math.log2(sum(p))))
+    weights = [2 ** (lse - max(lse for _, lse in found)) for _, lse in found]
+    for (out, lse), weight in zip(found, weights, strict=True):
+        print(f"{out = :.4f}  {lse = :.4f}  weight = {weight / sum(weights):.4f}")
+    return sum(out * weight for (out, _), weight in zip(found, weights, strict=True)) / sum(weights)
+
+if __name__ == "__main__":
+    print(round(merge_by_hand([((3, 2), (4, 2)), ((1, 1), (8, 4)), ((5, 4), (3, 2))]), 4))
+
+# %% [markdown]
+# The weights are 12, 4 and 48 of 64, the sums $2^{L_i}$ themselves.
+#
+# {{ diagram("flash_decoding_split") }}
+#
+# A second kernel merges, a program for each row of the output; one tile holds the parts of a row.
+# `gdc_wait` belongs to step 5.
+
+# %% tags=["copy"]
+# one compiled kernel for any number of parts
+@triton.jit(do_not_specialize=["n_splits"])
+def merge_kernel(
+    part_ptr, lse_ptr, out_ptr, n_splits,
+    HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One row of the output from its `n_splits` parts; `SPLITS` is a power of 2 that holds them."""
+    if EARLY:
+        gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    offs_s, offs_d = tl.arange(0, SPLITS), tl.arange(0, HEAD_DIM)
+    parts, mask = row * n_splits + offs_s, offs_s < n_splits
+    lse = tl.load(lse_ptr + parts, mask=mask, other=-float("inf"))
+    part_ptrs = part_ptr + parts[:, None] * HEAD_DIM + offs_d[None, :]
+    part = tl.load(part_ptrs, mask=mask[:, None], other=0.0)  # [SPLITS, HEAD_DIM]
+    # finite, since -inf - -inf is NaN: all parts of an empty sequence
+    top = tl.maximum(tl.max(lse, axis=0), -1e30)
+    weight = tl.exp2(lse - top)
+    total = tl.sum(weight, axis=0)
+    out = tl.sum(part * weight[:, None], axis=0) / tl.where(total > 0, total, 1.0)
+    tl.store(out_ptr + row * HEAD_DIM + offs_d, out.to(out_ptr.dtype.element_ty))
+
+# %%
+def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
+    """Launches `first_decoding_kernel`, and the merge; all contiguous, cache unpaged."""
+    (batch, n_heads, head_dim), (capacity, n_kv_heads) = q.shape, k_cache.shape[1:3]
+    out, lse = torch.empty_like(q), q.new_empty(batch, n_heads, n_splits, dtype=torch.float32)
+    part = out if n_splits == 1 else lse.new_empty(*lse.shape, head_dim)
+    first_decoding_kernel[(n_heads, n_splits, batch)](
+        q, k_cache, v_cache, part, lse, seq_lens, n_heads, n_kv_heads, capacity, n_splits,
+        head_dim**-0.5 * math.log2(math.e), HEAD_DIM=head_dim, BLOCK_N=4096 // head_dim,
+    )  # fmt: skip
+    if n_splits > 1:
+        size = {"HEAD_DIM": head_dim, "SPLITS": triton.next_power_of_2(n_splits)}
+        merge_kernel[(batch * n_heads,)](part, lse, out, n_splits, **size, EARLY=False, num_warps=8)
+    return out
+
+# %% [markdown]
+# ## Step 3: heads that share keys share a tile
+#
+# Let one program serve the four heads of a group: their queries become the rows of one tile, and
+# keys and values are loaded once for all. With rows there is a product again, for [tensor
+# cores](../glossary.md#tensor-core), and `tl.dot` wants 16 rows at least. So 12 of 16 are zeros.
+# Wasteful? The tensor cores have time to spare; what must not be wasted is bytes.
+#
+# {{ diagram("flash_decoding_group") }}
+#
+# ## Step 4: follow the table
+#
+# A server does not know how long its sequences will become. It cuts the cache into *pages* of 16 or
+# 64 tokens, hands them out as sequences grow, and notes in a **block table** which page holds which
+# tokens: entry `t // PAGE_SIZE` of a sequence's row, for its token `t`
+# ([PagedAttention](https://arxiv.org/abs/2309.06180), 2023).
+#
+# {{ diagram("flash_decoding_pages") }}
+#
+# In the kernel that is one more load: from keys to pages to places. A cache without pages is the
+# case of one page a sequence, as large as its room.
+
+# %% tags=["copy"]
+@triton.jit(do_not_specialize=["n_splits", "capacity", "stride_table"])
+def flash_decoding_kernel(
+    q_ptr, k_ptr, v_ptr, part_ptr, lse_ptr, seq_lens_ptr, table_ptr, n_kv_heads, n_splits, capacity,
+    scale_log2, stride_qb, stride_qh, stride_page, stride_token, stride_head, stride_table,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Attention of `GROUP` heads over one part of their keys: output and log-sum-exp to base 2.
+
+    `PAGE_SIZE` is 0 for a cache without a table, where page `b` is sequence `b`; `scale_log2` is
+    the factor of the scores times log2(e).
+    """
+    if EARLY:
+        gdc_launch_dependents()
+    pid = tl.program_id(0)
+    split = pid // n_kv_heads % n_splits
+    # int64: a cache may have more than 2**31 elements
+    head, b = (pid % n_kv_heads).to(tl.int64), (pid // n_kv_heads // n_splits).to(tl.int64)
+    seq_len = tl.minimum(tl.load(seq_lens_ptr + b), capacity)
+    start, stop = _keys(split, n_splits, seq_len, BLOCK_N)
+    offs_m, offs_n, offs_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, HEAD_DIM)
+    mask_m = (offs_m < GROUP)[:, None]
+    rows = (head * GROUP + offs_m)[:, None]
+    q_ptrs = q_ptr + b * stride_qb + rows * stride_qh + offs_d[None, :]
+    q = tl.load(q_ptrs, mask=mask_m, other=0.0)  # [BLOCK_M, HEAD_DIM]
+    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    row_max = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    for start_n in range(start, stop, BLOCK_N):
+        keys = (start_n + offs_n).to(tl.int64)
+        seen = keys < stop
+        if PAGE_SIZE == 0:
+            places = b * stride_page + keys * stride_token
+        else:
+            table_ptrs = table_ptr + b * stride_table + keys // PAGE_SIZE
+            pages = tl.load(table_ptrs, mask=seen, other=0).to(tl.int64)
+            places = pages * stride_page + keys % PAGE_SIZE * stride_token
+        offs = head * stride_head + places[:, None] + offs_d[None, :]  # [BLOCK_N, HEAD_DIM]
+        k = tl.load(k_ptr + offs, mask=seen[:, None], other=0.0)
+        s = tl.dot(q, k.T) * scale_log2
+        s = tl.where(seen[None, :], s, -float("inf"))
+        new_max = tl.maximum(row_max, tl.max(s, axis=1))
+        alpha = tl.exp2(row_max - new_max)
+        p = tl.exp2(s - new_max[:, None])
+        row_sum = row_sum * alpha + tl.sum(p, axis=1)
+        # 0 beyond the end: whatever lies there, were it NaN, times a weight of 0
+        v = tl.load(v_ptr + offs, mask=seen[:, None], other=0.0)
+        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
+        row_max = new_max
+    row_sum = tl.where(row_sum > 0, row_sum, 1.0)
+    parts = (b * n_kv_heads * GROUP + rows) * n_splits + split  # [BLOCK_M, 1]
+    tl.store(lse_ptr + parts, (row_max + tl.log2(row_sum))[:, None], mask=mask_m)
+    out = (acc / row_sum[:, None]).to(part_ptr.dtype.element_ty)
+    tl.store(part_ptr + parts * HEAD_DIM + offs_d[None, :], out, mask=mask_m)
+
+# %% [markdown]
+# While a block is used the next ones are loaded ([pipelining](../glossary.md#pipelining)). With a
+# table the compiler spreads its stages over two loads in a row: it takes 5 of them to have as many
+# keys under way as 3 without, which the [shared memory](../glossary.md#shared-memory) of the
+# compiled kernels shows.
+#
+# ## Step 5: how many parts, and who waits
+#
+# **How many.** {{ env.sms }} SMs hold three of these programs each; call that a
+# [wave](../glossary.md#wave). Count in the time of a block of keys: a program takes its blocks, and
+# about two more to begin and end. With $n$ parts for each of $P$ pairs of sequence and head,
+#
+# $$
+# \text{time} \approx \lceil P n / \text{wave} \rceil \, (\lceil \text{blocks} / n \rceil + 2) ,
+# $$
+#
+# and `_splits` takes the best $n$, with 64 blocks a part at most, so that one long sequence among
+# short ones is spread. It looks at shapes alone, never at `seq_lens`: to know the lengths, the host
+# would have to wait for the GPU; and where sums are cut decides how they round, so a number that
+# depends on shapes gives the same bits in every run ([determinism](../glossary.md#determinism)).
+#
+# **Who waits.** The merge is launched behind the parts, starts when the last has ended, and loses
+# some microseconds. On [Hopper](../glossary.md#hopper) and later a kernel may be launched *early*:
+# its programs take their places while the first kernel still runs, and wait in `gdc_wait` until all
+# that it wrote can be seen.
+#
+# **One launch?** The last program to arrive could merge, as in
+# [Reductions](../fusion/reductions.py#everything-two-stages-in-one-launch-or-atomics), in a fixed
+# order, so the bits stay. But the count that tells who is last must start at 0: a launch that
+# zeroes it is a second launch again, and two streams would share a count kept between calls. To add
+# up by [atomics](../glossary.md#atomic-operation) needs the maximum beforehand, and loses the bits.
+
+# %% tags=["copy"]
+# head_dim: BLOCK_N, num_warps, num_stages; keys of a block are 16 KiB
+TILES = {64: (128, 4, 3), 128: (64, 4, 3), 256: (32, 4, 3)}
+# programs that an SM holds, blocks that a program's start is worth, blocks and parts at most
+PER_SM, START, MOST_BLOCKS, MOST_SPLITS = 3, 2, 64, 128
+
+@functools.lru_cache(maxsize=1024)
+def _splits(pairs: int, blocks: int, sms: int) -> int:
+    """Parts for each pair of sequence and KV head; the same for the same shapes and GPU."""
+
+    def time(n):
+        return math.ceil(pairs * n / (sms * PER_SM)) * (math.ceil(blocks / n) + START)
+
+    least, most = (min(max(n, 1), MOST_SPLITS) for n in (math.ceil(blocks / MOST_BLOCKS), blocks))
+    return min(range(least, most + 1), key=time)
+
+@functools.lru_cache
+def _facts(device: torch.device) -> tuple[int, bool]:
+    """How many SMs a device has, and whether a kernel may start before the last one's end."""
+    if device.type != "cuda":
+        return 8, False
+    facts = torch.cuda.get_device_properties(device)
+    return facts.multi_processor_count, facts.major >= 9 and torch.version.hip is None
+
+def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, early=True) -> None:
+    """Writes `out`, contiguous and of the shape of `q`; chooses the number of parts if None."""
+    (batch, n_heads, head_dim), (_, page_size, n_kv_heads, _) = q.shape, k_cache.shape
+    block_n, num_warps, num_stages = TILES[head_dim]
+    capacity = page_size if table is None else table.shape[1] * page_size
+    pairs, group, (sms, can) = batch * n_kv_heads, n_heads // n_kv_heads, _facts(q.device)
+    n_splits = n_splits or _splits(pairs, math.ceil(capacity / block_n), sms)
+    early = early and can and n_splits > 1
+    part, lse = out, torch.empty(n_heads * batch * n_splits, dtype=torch.float32, device=q.device)
+    if n_splits > 1:
+        part = torch.empty((*lse.shape, head_dim), dtype=torch.float32, device=q.device)
+    flash_decoding_kernel[(pairs * n_splits,)](
+        q, k_cache, v_cache, part, lse, seq_lens, table, n_kv_heads, n_splits, capacity,
+        scale * math.log2(math.e), *q.stride()[:2], *k_cache.stride()[:3],
+        0 if table is None else table.stride(0), GROUP=group, HEAD_DIM=head_dim,
+        PAGE_SIZE=0 if table is None else page_size, BLOCK_N=block_n, EARLY=early,
+        BLOCK_M=max(16, 1 << (group - 1).bit_length()), num_warps=num_warps,
+        # loads of the table take as many stages as those of the keys
+        num_stages=num_stages if table is None else 2 * num_stages - 1,
+    )  # fmt: skip
+    if n_splits > 1:
+        size = {"HEAD_DIM": head_dim, "SPLITS": 1 << (n_splits - 1).bit_length()}
+        options = {"num_warps": 8} | ({"launch_pdl": True} if early else {})
+        merge_kernel[(batch * n_heads,)](part, lse, out, n_splits, **size, EARLY=early, **options)
+
+def flash_decoding(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, seq_lens: torch.Tensor, *,
+    block_table: torch.Tensor | None = None, scale: float | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Attention of one token a sequence over its KV cache: `softmax(scale * q @ k.T) @ v`.
+
+    Forward only. Sums and softmax are float32, weights are rounded to the dtype of the values. The
+    same shapes give the same bits. Nothing waits for the GPU: the call may be captured in a CUDA
+    graph, and `seq_lens`, table and cache may change between replays.
+
+    Args:
+        q: Queries `(B, H, D)`, float16 or bfloat16, on a GPU; D is 64, 128 or 256.
+        k_cache: Keys, `(B, capacity, H_kv, D)`, or with a table `(n_pages, page_size, H_kv, D)`;
+            H_kv divides H, at most 64 times. Any strides, but numbers of a row are adjacent.
+        v_cache: Values, alike in shape, dtype and strides.
+        seq_lens: How many tokens each sequence has, int32 `(B,)`. Trusted, as reading them would
+            mean waiting; more than the capacity counts as the capacity, fewer than 1 as none.
+        block_table: int32 `(B, n)`: sequence `b` has token `t` in page `block_table[b, t //
+            page_size]`. Entries of pages in use are trusted to exist, others are never looked at.
+        scale: Factor of the scores, positive; `D ** -0.5` if None.
+
+    Returns:
+        A contiguous tensor like `q`; 0 for a sequence without tokens.
+
+    Raises:
+        TypeError: A dtype is not as above.
+        ValueError: A shape, stride, device or the scale is not as above, or a gradient is wanted.
+    """
+    if not q.is_cuda and not triton.knobs.runtime.interpret:
+        raise ValueError(f"flash_decoding needs a GPU, got {q.device}; or set TRITON_INTERPRET=1")
+    half, whole = {torch.float16, torch.bfloat16} & {q.dtype}, {torch.int32}
+    tensors = {"q": (q, 3, half), "k_cache": (k_cache, 4, half), "v_cache": (v_cache, 4, half)}
+    tensors |= {"seq_lens": (seq_lens, 1, whole)}
+    tensors |= {} if block_table is None else {"block_table": (block_table, 2, whole)}
+    for name, (x, dims, dtypes) in tensors.items():
+        if x.dim() != dims or x.device != q.device:
+            told = f"{name} of {dims} dimensions on {q.device}; got {[*x.shape]} on {x.device}"
+            raise ValueError(f"flash_decoding takes {told}")
+        if x.dtype not in dtypes:
+            raise TypeError(f"flash_decoding takes float16 or bfloat16, int32; {name}: {x.dtype}")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"flash_decoding has no backward, and {name} requires a gradient")
+    (batch, n_heads, head_dim), n_kv_heads = q.shape, k_cache.shape[2]
+    caches = [(*x.shape, *x.stride()) for x in (k_cache, v_cache)]
+    if caches[0] != caches[1]:
+        raise ValueError(f"flash_decoding takes caches alike in shape and strides, got {caches}")
+    if head_dim not in TILES or head_dim != k_cache.shape[3] or k_cache.stride(3) != 1:
+        told = f"D of {[*TILES]}, adjacent in the cache; q {[*q.shape]}, cache {caches[0]}"
+        raise ValueError(f"flash_decoding takes {told}")
+    if not 1 <= n_kv_heads <= n_heads <= 64 * n_kv_heads or n_heads % n_kv_heads:
+        raise ValueError(f"flash_decoding takes 1 to 64 heads a KV head; {n_heads}, {n_kv_heads}")
+    rows = batch, len(seq_lens), len(k_cache if block_table is None else block_table)
+    if len({*rows}) != 1:
+        raise ValueError(f"flash_decoding takes one batch; q, lengths, cache or table: {rows}")
+    scale = head_dim**-0.5 if scale is None else scale
+    if not 0 < scale < math.inf:
+        raise ValueError(f"flash_decoding takes a positive, finite scale, got {scale}")
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    if batch:
+        # few numbers all, if they must be copied; the cache never is
+        q, seq_lens = q if q.stride(2) == 1 else q.contiguous(), seq_lens.contiguous()
+        table = None if block_table is None else block_table.contiguous()
+        with torch.cuda.device_of(q):
+            _decode(q, k_cache, v_cache, seq_lens, table, scale, out)
+    return out
+
+# %% [markdown]
+# ## Is it right?
+#
+# `check` compares with float64: one token, a block or a page more or less one, primes, none; groups
+# of 1 to 20 heads; pages of 16 and 24 tokens in random order; 1 to 5 parts. What must not be read
+# is NaN: keys and values beyond each length, pages not in use; the table's entries for them point
+# nowhere. Scores grow along the keys, so parts differ in weight. Errors are in percent of the
+# rounding of 16-bit weights and output.
+
+# %% tags=["fold"]
+def _poisoned(lens, n_heads, n_kv_heads, head_dim, page_size, dtype, device):
+    """Random queries and caches for `flash_decoding`, NaN where nothing may be read."""
+    size = page_size or 1
+    n_pages, q = max(lens) // size + 2, torch.randn(len(lens), n_heads, head_dim, device=device)
+    k, v = torch.randn(2, len(lens), n_kv_heads, n_pages * size, head_dim, device=device)
+    k *= torch.linspace(0.3, 3, n_pages * size, device=device)[:, None]
+    for b, n in enumerate(lens):
+        k[b, :, n:] = v[b, :, n:] = math.nan
+    q, k, v = q.to(dtype), k.to(dtype).transpose(1, 2), v.to(dtype).transpose(1, 2)
+    seq_lens = torch.tensor(lens, dtype=torch.int32, device=device)
+    if not page_size:
+        return q, k, v, seq_lens, None
+    table = torch.randperm(len(lens) * n_pages + 2, device=device)[2:].view(-1, n_pages)
+    pools = k.new_full((2, len(lens) * n_pages + 2, size, n_kv_heads, head_dim), math.nan)
+    for pool, x in zip(pools, (k, v), strict=True):
+        pool[table] = x.unflatten(1, (n_pages, size))
+    for b, n in enumerate(lens):
+        table[b, -(-n // size) :] = 10**6
+    return q, *pools, seq_lens, table.to(torch.int32)
+
+def check(device: str = "cuda") -> None:
+    """Compares the kernels with float64; raises AssertionError where they differ."""
+    torch.manual_seed(0)
+    dtypes = [torch.float16]
+    # lengths, heads, KV heads, D, page size (0: no table), parts
+    cases = [([1, 0, 129], 4, 2, 64, 0, 2), ([127, 200], 8, 2, 128, 16, 2)]
+    cases += [([64, 15, 17], 3, 3, 64, 16, 1), ([48, 199], 2, 1, 128, 24, 5)]
+    cases += [([97], 20, 1, 256, 0, 4)]
+    if device == "cuda":
+        # the interpreter's bfloat16 product is wrong
+        dtypes += [torch.bfloat16]
+        cases += [([8191, 0, 4097], 32, 8, 128, 16, None), ([20011], 32, 8, 128, 0, None)]
+        cases += [([1023, 64, 65, 63] * 8, 16, 2, 64, 64, None), ([5000], 8, 8, 256, 128, None)]
+    print(f"{'lengths':>22}  heads    D  page parts" + "".join(f"{str(d)[6:]:>10}" for d in dtypes))
+    for lens, n_heads, n_kv_heads, head_dim, page_size, n_splits in cases:
+        line = f"{', '.join(map(str, lens[:4])):>22} {n_heads:>3}/{n_kv_heads:<2} {head_dim:>4}"
+        line += f"  {page_size or '–':>4} {n_splits or 'auto':>5}"
+        for dtype in dtypes:
+            shape = (lens, n_heads, n_kv_heads, head_dim, page_size)
+            q, k, v, seq_lens, table = _poisoned(*shape, dtype, device)
+            wide = [x.double() for x in (q, k, v)]
+            want = flash_decoding_reference(*wide, seq_lens, block_table=table, scale=0.2)
+            frame = torch.full((len(lens) + 1, n_heads, head_dim), math.nan).to(q)
+            _decode(q, k, v, seq_lens, table, 0.2, frame[:-1], n_splits)
+            allowed = torch.finfo(dtype).eps * v.nan_to_num().abs().max().item()
+            error = (frame[:-1].double() - want).abs().max().item() / allowed
+            line += f"{error:>10.0%}"
+            assert error <= 1, f"flash_decoding is off, {dtype}:\n{line}"
+            assert frame[-1].isnan().all(), f"written past the end:\n{line}"
+            if table is None:
+                got = first_decoding(q, k.contiguous(), v.contiguous(), seq_lens, n_splits or 7)
+                want = flash_decoding_reference(*wide, seq_lens)
+                error = (got.double() - want).abs().max().item() / allowed
+                assert error <= 1, f"first_decoding is off, {dtype}:\n{line}"
+        print(line)
+
+# %%
+if __name__ == "__main__":
+    check("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% [markdown]
+# ## Is it fast?
+#
+# 32 heads on 8, $D = 128$, bfloat16; every provider reads the same cache, tokens outermost, as
+# servers keep it. Before you look: the kernel of step 1, at batch 1, runs on 32 of
+# {{ env.sms }} SMs and reads each key four times. What share of a read's speed will it reach?
+
+# %%
+@triton.jit
+def read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
+    x = tl.load(x_ptr + tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK))
+    # unused loads would be dropped by the compiler
+    tl.store(out_ptr + tl.program_id(0), tl.xor_sum(x, axis=0))
+
+# %% tags=["fold"]
+def bench(measure):
+    """Benchmarks of this page; see scripts/measure.py for how each time is taken."""
+    import contextlib
+    from functools import partial
+
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def inputs(batch, seq_len):
+        new = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
+        lens = torch.full((batch,), seq_len, dtype=torch.int32, device="cuda")
+        return new(batch, 32, 128), *new(2, batch, seq_len, 8, 128), lens
+
+    def read(k, tokens):  # as many bytes as keys and values, which share a storage
+        words = torch.empty(0, dtype=torch.int32, device="cuda").set_(k.untyped_storage())
+        out = words.new_empty(tokens // 4)
+        return {"triton_read": partial(read_kernel[out.shape], words, out, BLOCK=4096, num_warps=8)}
+
+    def paged(k, v, page_size):  # the same cache in shuffled pages, and its table
+        pages = torch.randperm(k[..., 0, 0].numel() // page_size, device="cuda")
+        pools = [x.view(-1, page_size, 8, 128)[pages.argsort()] for x in (k, v)]
+        return *pools, pages.view(len(k), -1).to(torch.int32)
+
+    def peers(names, q, k, v, mask=None):  # those of SDPA's backends that take it
+        scaled = torch.nn.functional.scaled_dot_product_attention
+        tensors, taken = (q[:, :, None], k.transpose(1, 2), v.transpose(1, 2)), {}
+
+        def attend(backend):
+            with sdpa_kernel(backend):
+                return scaled(*tensors, attn_mask=mask, enable_gqa=True)
+
+        for name in names:
+            backend = "MATH" if name == "math" else f"{name}_attention".upper()
+            call = partial(attend, getattr(SDPBackend, backend))
+            with contextlib.suppress(RuntimeError):
+                call()
+                taken[f"sdpa_{name}"] = call
+        return taken
+
+    def unfused(q, k, v):
+        grouped = q.unflatten(1, (8, 4))  # [B, n_kv_heads, GROUP, D]
+        return (grouped @ k.permute(0, 2, 3, 1) * 128**-0.5).softmax(-1) @ v.transpose(1, 2)
+
+    def rows(k, timings, tokens=None, **more):
+        size, tokens = {"batch": len(k), "seq_len": k.shape[1]} | more, tokens or k.numel() // 1024
+        size |= {"bytes": tokens * 4096 + len(k) * 16384, "flops": tokens * 16384}
+        return [{"provider": p, **size, **timing} for p, timing in timings.items()]
+
+    def benchmark(name, title, found, x="seq_len"):
+        about = {"x": x, "dtype": "bfloat16", "mode": "forward", "ceiling": None, "rows": found}
+        title = f"Decoding, 32 heads on 8 × 128, bfloat16, {title}"
+        return about | {"name": f"decoding_{name}", "title": title}
+
+    for batch, longest in ((1, 131072), (8, 131072), (64, 32768)):
+        found = []
+        for seq_len in (2**i for i in range(10, longest.bit_length())):
+            q, k, v, lens = inputs(batch, seq_len)
+            calls = {"triton": partial(flash_decoding, q, k, v, lens)}
+            # math copies keys and values for each head
+            names = ["flash", "cudnn", "efficient"] + ["math"] * (batch * seq_len <= 2**17)
+            calls |= peers(names, q, k, v) | {"torch_unfused": partial(unfused, q, k, v)}
+            found += rows(k, measure(calls | read(k, batch * seq_len), host=batch == 1))
+        yield benchmark(f"b{batch}", f"batch {batch}", found)
+    found = []
+    for seq_len in (8192, 32768):
+        q, k, v, lens = inputs(1, seq_len)
+        n_splits = _splits(8, seq_len // TILES[128][0], _facts(q.device)[0])
+        calls = {"triton_first": partial(first_decoding, q, k, v, lens)}
+        calls["triton_split"] = partial(first_decoding, q, k, v, lens, n_splits)
+        late = partial(_decode, q, k, v, lens, None, 128**-0.5, torch.empty_like(q), early=False)
+        calls |= {"triton_grouped": late, "triton": partial(flash_decoding, q, k, v, lens)}
+        for size in (16, 64):
+            *pools, table = paged(k, v, size)
+            call = partial(flash_decoding, q, *pools, lens, block_table=table)
+            calls[f"triton_pages_of_{size}"] = call
+        found += rows(k, measure(calls | read(k, seq_len)))
+    yield benchmark("steps", "batch 1, step by step", found)
+    found = []
+    for seq_len in (8192, 65536):
+        q, k, v, lens = inputs(1, seq_len)
+        for n in (1, 2, 4, 8, 16, 24, 32, 43, 49, 64, 96, 128):
+            call = partial(_decode, q, k, v, lens, None, 128**-0.5, torch.empty_like(q), n)
+            found += rows(k, measure({"triton": call}), n_splits=n)
+    yield benchmark("splits", "batch 1, by the number of parts", found, "n_splits")
+    found, (q, k, v, _) = [], inputs(32, 32768)
+    for longest in (4096, 32768):
+        lens = torch.linspace(math.log(256), math.log(longest), 32).exp().int()[torch.randperm(32)]
+        tokens, lens = lens.sum().item(), lens.cuda()
+        mask = (torch.arange(32768, device="cuda") < lens[:, None])[:, None, None]
+        *pools, table = paged(k, v, 16)
+        calls = {"triton": partial(flash_decoding, q, k, v, lens)} | read(k, tokens)
+        calls["triton_pages_of_16"] = partial(flash_decoding, q, *pools, lens, block_table=table)
+        calls |= peers(("cudnn", "efficient"), q, k, v, mask)
+        found += rows(k, measure(calls), tokens, longest=longest)
+    yield benchmark("ragged", "32 lengths from 256 on", found, "longest")
+    found = []
+    for seq_len in (1024, 4096, 16384):
+        layers, calls = [inputs(1, seq_len) for _ in range(32)], {}
+        each = {"triton": [partial(flash_decoding, *layer) for layer in layers]}
+        each["sdpa_flash"] = [peers(("flash",), *x[:3])["sdpa_flash"] for x in layers]
+        for provider, attends in each.items():
+            calls[provider] = lambda attends=attends: [attend() for attend in attends]
+            calls[provider]()  # compiles
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                calls[provider]()
+            calls[f"{provider}_graph"] = graph.replay
+        found += rows(layers[0][1], measure(calls, host=True), 32 * seq_len)
+    yield benchmark("layers", "batch 1, 32 layers in a row", found)
+
+# %% [markdown]
+# {{ figure("decoding_b1", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "sdpa_math", "torch_unfused"], caption="Batch 1: from 8,192 tokens on close to a read of the same bytes; ahead of every backend of SDPA.") }}
+#
+# {% for name in ["decoding_b1", "decoding_b8", "decoding_b64"] %}{% for r in rows(name, provider="triton") if r.seq_len >= 8192 %}
+# {{ claim(row(name, provider="triton_read", seq_len=r.seq_len).ms / r.ms >= 0.88) }}{{ claim(r.ms < row(name, provider="sdpa_flash", seq_len=r.seq_len).ms) }}
+# {% endfor %}{% endfor %}
+# In percent of the read of the same bytes; in brackets the best of SDPA:
+#
+# | | 1,024 tokens | 8,192 tokens | 32,768 tokens |
+# |---|---|---|---|
+# {% for name, label in [("decoding_b1", "batch 1"), ("decoding_b8", "batch 8"), ("decoding_b64", "batch 64")] %}
+# | {{ label }} {% for n in [1024, 8192, 32768] %}{% set read = row(name, provider="triton_read", seq_len=n) %}{% set best = (rows(name, seq_len=n) | selectattr("provider", "in", ["sdpa_flash", "sdpa_cudnn", "sdpa_efficient"]) | map(attribute="ms") | min) %}| {{ (read.ms / row(name, provider="triton", seq_len=n).ms * 100) | pct }} ({{ (read.ms / best * 100) | pct }}) {% endfor %}|
+# {% endfor %}
+#
+# Step by step, batch 1: *split* is step 2, *grouped* step 3; *Triton* starts the merge early.
+#
+# {{ table("decoding_steps", columns=["seq_len", "provider", "ms", "tbps"]) }}
+#
+# {% set first, split = row("decoding_steps", provider="triton_first", seq_len=8192), row("decoding_steps", provider="triton_split", seq_len=8192) %}
+# {% set ours, waits = row("decoding_steps", provider="triton", seq_len=8192), row("decoding_steps", provider="triton_grouped", seq_len=8192) %}
+# At 8,192 tokens splitting gains {{ (first.ms / split.ms) | times }}, sharing keys {{ (split.ms / waits.ms) | times }}, the early start {{ ((waits.ms - ours.ms) * 1000) | n(1) }} µs.{{ claim(first.ms > 3 * split.ms and split.ms > waits.ms and waits.ms >= ours.ms) }}
+#
+# {{ figure("decoding_splits", y="us", where={"seq_len": 8192}, logy=True, caption="Too few parts leave SMs idle, too many spend their time on starting and merging.") }}
+#
+# 32 lengths from 256 to `longest`, room for 32,768. SDPA gets a mask, and reads all:
+#
+# {{ table("decoding_ragged", columns=["longest", "provider", "ms", "tbps"]) }}
+#
+# ## Where it loses, and why
+#
+# {% set ours, read = row("decoding_b1", provider="triton", seq_len=1024), row("decoding_b1", provider="triton_read", seq_len=1024) %}
+# **Short contexts.** 1,024 tokens are {{ ours.bytes | bytes }}, a read of {{ read.ms | ms }}; two
+# launches take {{ ours.ms | ms }}, and Python {{ ours.host_us | n(0) }} µs to make them
+# ({{ row("decoding_b1", provider="sdpa_flash", seq_len=1024).host_us | n(0) }} for SDPA's).{{ claim(ours.host_us * 1e-3 > ours.ms) }} A token passes
+# every layer, one attention after the other. So servers record the step as a [CUDA graph](../glossary.md#cuda-graph),
+# and replay it. That works as no choice of the host depends on `seq_lens`:
+#
+# {{ table("decoding_layers", columns=["seq_len", "provider", "ms", "host_us"]) }}
+#
+# ## What to remember
+#
+# 1. Count bytes first. One token reads its cache once: that is the floor, and FLOPs do not matter.
+# 2. A softmax over parts merges softmaxes: output and log-sum-exp are all that a part must leave.
+# 3. Choose the split from shapes. Then nothing waits for the GPU, and the bits are always the same.
+#
+# ## Exercises
+#
+# ??? question "1. A merge of merges (five minutes)"
+#     Merge the first two parts above into one, with a log-sum-exp of its own; then that with the
+#     third. Is the result the same? May a tree merge?
+#
+#     ??? success "Answer"
+#         $O = (12 \cdot 10/3 + 4 \cdot 6) / 16 = 4$, $L = \log_2 (12 + 4) = 4$. With the third:
+#         $(16 \cdot 4 + 48 \cdot 8/3) / 64 = 3$. Any tree will do; each rounds in its own way.
+#
+# ??? question "2. The same bits, whoever else is served (twenty minutes)"
+#     A sequence alone and the same one in a batch of 64 may differ in the last bit. Why? Mend it.
+#
+#     ??? success "Answer"
+#         `n_splits` depends on the batch, and with it where sums are cut. Give each part as many
+#         keys whatever the batch: in `_keys` let `split` begin at `split * PART`, and launch
+#         `cdiv(capacity, PART)` of them. Parts past the end weigh 0.
+#
+# ## Use it in your project
+#
+# ```python
+# from flash_decoding import flash_decoding
+#
+# # q (B, H, D); cache (n_pages, page_size, H_kv, D); seq_lens (B,) and block_table (B, n), int32
+# out = flash_decoding(q, k_cache, v_cache, seq_lens, block_table=block_table)
+# ```
+#
+# [`flash_decoding`][examples.attention.flash_decoding.flash_decoding] needs torch and triton alone.
+# Servers bring such kernels of their own, as [Production](../production.md) lists.

@@ -1,0 +1,700 @@
+# %% [markdown]
+# ---
+# title: Grouped heads, ragged batches
+# description: Attention as models use it, with grouped-query heads, packed sequences of any lengths, sliding windows and soft-caps, forward and backward.
+# tags: [attention, tensor cores, autograd, determinism]
+# prerequisites: [attention/flash_attention, attention/flash_attention_backward]
+# outcome: Write attention for batches without padding and heads without copies, visit no block that a window hides, and know what each of these saves.
+# ---
+#
+# # Grouped heads, ragged batches: nothing padded, nothing copied
+#
+# [Flash attention](flash_attention.py) and [its backward](flash_attention_backward.py) want a rectangle: sequences of one length, a head of keys for each head of queries. Models have neither. Prompts differ in length; several query heads share a head of keys ([GQA](../glossary.md#gqa)); some layers see a *window* of recent tokens, some squash their scores. Pad, repeat, mask, and it all fits the rectangle. **What does the rectangle cost?**
+#
+# {{ diagram("gqa_varlen_waste") }}
+#
+# ## What it costs
+#
+# Sixteen sequences, 16,384 tokens, many short, few long, as prompts are; 32 heads of queries, 8 of
+# keys, $D = 128$, 16 bits, causal. Before you read the output: how much of a batch is padding?
+
+# %% tags=["copy"]
+import math
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+
+# %%
+def ragged_lengths(n_seqs: int, n_tokens: int = 16384) -> list[int]:
+    """Lengths of sequences, `n_tokens` together, at even steps of a log-normal; in no order."""
+    from statistics import NormalDist
+
+    sizes = [math.exp(NormalDist(0, 1.2).inv_cdf((i + 0.5) / n_seqs)) for i in range(n_seqs)]
+    lengths = [round(n_tokens * size / sum(sizes)) for size in sizes]
+    lengths[-1] += n_tokens - sum(lengths)
+    return [lengths[7 * i % n_seqs] for i in range(n_seqs)]
+
+
+if __name__ == "__main__":
+    lengths = ragged_lengths(16)
+    print("lengths:", *lengths)
+    for batch, rows in {"padded": [max(lengths)] * 16, "packed": lengths}.items():
+        for heads, kv_heads in {"repeated": 32, "grouped": 8}.items():
+            mib = sum(rows) * kv_heads * 128 * 2 * 2 / 2**20
+            tflop = 4 * 32 * 128 * sum(n * n / 2 for n in rows) * 1e-12
+            print(f"{batch}, {heads:8}: {sum(rows):6,} tokens, K and V {mib:5,.0f} MiB", end=", ")
+            print(f"both products {tflop:4.2f} TFLOP")
+
+# %% [markdown]
+# Four tokens of five are padding, and as products grow with the square of a length, the rectangle
+# does ten times the work. Repeated heads cost memory, a kernel to copy and one to add gradients.
+#
+# ## The reference
+#
+# A batch is *packed*: `q` is `(total_q, heads, D)`, sequence after sequence, and `cu_seqlens` says
+# where each begins, and the last ends ([flash-attn](https://github.com/Dao-AILab/flash-attention)'s names). A sequence may have more keys than queries, as for a chunk of a prompt after what is cached: their ends are aligned.
+
+# %%
+def flash_attention_varlen_reference(
+    q, k, v, ends_q, ends_k, *, causal=False, window_size=(-1, -1), softcap=0.0, scale=None
+):
+    """Attention of packed sequences in plain PyTorch, differentiable; no key seen gives 0."""
+    left, right = (math.inf if size < 0 else size for size in window_size)
+    outs, right = [], 0 if causal else right
+    inner = (ends.tolist()[1:-1] for ends in (ends_q, ends_k, ends_k))
+    sequences = map(torch.tensor_split, (q, k, v), inner)
+    for queries, keys, values in zip(*sequences, strict=True):
+        keys, values = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (keys, values))
+        s = torch.einsum("mhd,nhd->hmn", queries, keys) * (scale or q.shape[2] ** -0.5)
+        s = softcap * torch.tanh(s / softcap) if softcap else s
+        place = torch.arange(len(queries), device=q.device)[:, None] + len(keys) - len(queries)
+        distance = torch.arange(len(keys), device=q.device) - place
+        hidden = (distance > right) | (distance < -left)
+        p = s.masked_fill(hidden, -1e30).softmax(dim=-1).masked_fill(hidden, 0.0)
+        outs.append(torch.einsum("hmn,nhd->mhd", p, values))
+    return torch.cat(outs)
+
+# %% [markdown]
+# ## Step 1: a group reads one head
+#
+# In the forward, grouping is one division: the [program](../glossary.md#program) of query head `head` loads keys of head `head // group`. Programs of a group run side by side and find them in [L2](../glossary.md#l2). In the backward $dK$ and $dV$ are sums over the queries of all heads of the group, and every sum has [one owner](flash_attention_backward.py#step-2-two-kernels-two-owners): the program of a tile of keys walks over the first head's queries, then the second's. No atomics, and one order: runs give the same bits.
+#
+# ## Step 2: whose tile is this?
+#
+# A [tile](../glossary.md#tile) must not span two sequences: $n$ rows make $\lceil n / B \rceil$ tiles. To count them, the host would
+# have to wait for the GPU, which has the lengths. It need not know. Give sequence $i$, from row
+# $c_i$ on, the *slots* from $\lfloor c_i / B \rfloor + i$ on:
+#
+# {{ diagram("gqa_varlen_slots") }}
+#
+# These are as many as its tiles or one more. The host launches $\lfloor c_\text{last} / B \rfloor$
+# and one for each sequence, all known from shapes; programs of empty slots return at once.
+#
+# A program finds its sequence by halving, a load each step, a microsecond or two in all. To load all starts at once and count those passed is a single wait, and was our first version. But such a sum passes through [shared memory](../glossary.md#shared-memory), and the compiler no longer knows that all threads hold the same number. Addresses and loop bounds moved from the warp's *uniform* registers to each thread's own, 50 and more, and the forward [spilled](../glossary.md#spill). What is loaded from an address that all threads share stays uniform.
+
+# %% tags=["copy"]
+@triton.jit
+def _owner(own_ptr, other_ptr, n_seqs, heads, BLOCK: tl.constexpr):
+    """Head, sequence, first row (negative: none); of both sides the sequence's start, length."""
+    head, slot = tl.program_id(0) % heads, tl.program_id(0) // heads
+    seq, after = 0, n_seqs
+    while after - seq > 1:
+        middle = (seq + after) // 2
+        begun = tl.load(own_ptr + middle) // BLOCK + middle <= slot
+        seq = tl.where(begun, middle, seq)
+        after = tl.where(begun, after, middle)
+    start, other = tl.load(own_ptr + seq), tl.load(other_ptr + seq)
+    length = tl.load(own_ptr + seq + 1) - start
+    # causal, the last tiles are the longest: they start first
+    tile = tl.cdiv(length, BLOCK) - 1 - (slot - start // BLOCK - seq)
+    return head, seq, tile * BLOCK, start, length, other, tl.load(other_ptr + seq + 1) - other
+
+# %% [markdown]
+# ## Step 3: an edge that moves
+#
+# A [descriptor](../glossary.md#descriptor) brings zeros past the edge of its tensor. Here every sequence has an edge, and behind it lies the next, not ours to read (NaN times a weight of 0 is NaN), surely not to write. A [trick of Triton's](https://github.com/triton-lang/triton/pull/7783) makes one descriptor do: *three* dimensions that step by rows, of which one ends, at $2^{30}$.
+#
+# | dimension | coordinate | moves the address by, in rows of stride $r$ |
+# |---|---|---|
+# | stride $2^{34} - r$ | $2^{30}$ | $-2^{30}$, since $2^{30} \cdot 2^{34} = 2^{64}$ wraps to 0 |
+# | stride $r$ | start + length | start + length |
+# | stride $r$, ends at $2^{30}$ | $2^{30}$ − length + row | $2^{30}$ − length + row |
+#
+# Together: start + row. And row = length is coordinate $2^{30}$, out of bounds: each load and store
+# brings its sequence's edge, and the copy engine keeps it.
+
+# %% tags=["copy"]
+EDGE: tl.constexpr = tl.constexpr(2**30)
+
+
+@triton.jit
+def _load(desc, start, length, row, head):
+    """A block of rows of a head, from `row` of a sequence on; zeros past the sequence's end."""
+    x = desc.load([EDGE, start + length, head, EDGE - length + row, 0])
+    return x.reshape(x.shape[3], x.shape[4])
+
+
+@triton.jit
+def _store(desc, start, length, row, head, x):
+    """Writes a block of rows of a head, from `row` of a sequence on; none past its end."""
+    x = x.to(desc.dtype).reshape(1, 1, 1, x.shape[0], x.shape[1])
+    desc.store([EDGE, start + length, head, EDGE - length + row, 0], x)
+
+
+def _ragged(x: torch.Tensor, block: int) -> TensorDescriptor:
+    """Describes `(rows, heads, D)` in blocks of rows whose sequence ends where a load says."""
+    # an empty tensor has no address, and is never read
+    x = x if len(x) else x.new_empty(1, *x.shape[1:])
+    (_, heads, head_dim), (row, head, _) = x.shape, x.stride()
+    shape = [2**31 - 2**16, 2**31 - 2**16, heads, EDGE.value, head_dim]
+    return TensorDescriptor(x, shape, [2**34 - row, row, head, row, 1], [1, 1, 1, block, head_dim])
+
+# %% [markdown]
+# ## Step 4: a band
+#
+# Causal, windows to the left and right: all say that a row sees an interval of the other side, `left` before its place to `right` after it; causal is `right = 0`. A tile needs the blocks from its first row's start to its last row's stop. From its *last* row's start to its *first* row's stop all rows see all: blocks inside need no [mask](../glossary.md#mask).
+#
+# {{ diagram("gqa_varlen_band") }}
+#
+# A key is seen from `right` before its place to `left` after it: the same functions, exchanged.
+
+# %% tags=["copy"]
+@triton.jit
+def _band(start, rows, length, shift, n_others, left, right):
+    """Of what a tile's rows see: where it starts, where all see, up to where all see, its stop."""
+    first, last = start + shift, tl.minimum(start + rows, length) - 1 + shift
+    all_to, stop = first + right + 1, last + right + 1
+    stops = tl.minimum(all_to, n_others), tl.minimum(stop, n_others)
+    return tl.maximum(first - left, 0), tl.maximum(last - left, 0), stops[0], stops[1]
+
+
+@triton.jit
+def _seen(x, hidden, rows, others, shift, n_others, left, right):
+    """`x` where a row sees the other, else `hidden`."""
+    ahead = others - rows - shift
+    return tl.where((ahead >= -left) & (ahead <= right) & (others < n_others), x, hidden)
+
+# %%
+if __name__ == "__main__":
+    for left in (255, 1023, 4095, 16383):
+        tiles = [(max(start - left, 0), start + 127) for start in range(0, 16384, 128)]
+        blocks = [(b, last) for first, last in tiles for b in range(first, last + 1, 64)]
+        masks = sum(b < last - left or b + 64 > last - 126 for b, last in blocks)
+        print(f"{left:6,} before: {len(blocks):6,} of 32,768 blocks visited, {masks} with a mask")
+
+# %% [markdown]
+# ## Step 5: a lid on the scores
+#
+# A *soft-cap* $c$ keeps scores within $\pm c$ ([Gemma 2](https://arxiv.org/abs/2408.00118)): $s' = c \tanh(s / c)$. `tl` has no tanh, but
+# $\tanh x = 1 - 2 / (1 + e^{2x})$, also where $e^{2x}$ is 0 or infinite. With $t = \tanh(s/c)$ the
+# slope is $ds'/ds = 1 - t^2$: one factor more in $dS$. It is not free. The products of a score, $4D = 512$ operations, take a multiprocessor 1/8 of a cycle at $D = 128$, a special function [1/16](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions). The softmax needs one a score. The soft-cap needs two more, a power and a reciprocal: together longer than the products that hid the first.
+#
+# ## The forward
+#
+# The loop is [the one you know](flash_attention_backward.py#what-the-forward-must-leave). With a soft-cap `s` holds $t$ after `_tanh`, and `scale_out` is
+# $c \log_2 e$. A sequence has whole slots of `PAD` rows of `lse`: tiles need no mask there.
+
+# %% tags=["copy"]
+@triton.jit
+def _tanh(x2):
+    """tanh(x) of x2 = 2 * log2(e) * x."""
+    return 1 - 2 / (1 + tl.exp2(x2))
+
+
+@triton.jit
+def flash_attention_varlen_kernel(
+    q_desc, k_desc, v_desc, out_desc, lse_ptr, cu_q_ptr, cu_k_ptr, n_seqs, n_heads, group, padded,
+    left, right, scale_in, scale_out, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, SOFTCAP: tl.constexpr, FLOAT: tl.constexpr,
+):  # fmt: skip
+    """Attention of one tile of queries of one head and sequence, and its log-sum-exp to base 2."""
+    owner = _owner(cu_q_ptr, cu_k_ptr, n_seqs, n_heads, BLOCK_M)
+    head, seq, start_m, first_q, n_q, first_k, n_k = owner
+    if start_m < 0:
+        return
+    offs_m = start_m + tl.arange(0, BLOCK_M)
+    first, all_from, all_to, stop = _band(start_m, BLOCK_M, n_q, n_k - n_q, n_k, left, right)
+    q = _load(q_desc, first_q, n_q, start_m, head)
+    acc = tl.zeros([BLOCK_M, HEAD_DIM], FLOAT)
+    # finite: a row may see nothing of its first block, and -inf - -inf is NaN
+    row_max = tl.full([BLOCK_M], -1e30, FLOAT)
+    row_sum = tl.zeros([BLOCK_M], FLOAT)
+    for start_n in range(first, stop, BLOCK_N):
+        k = _load(k_desc, first_k, n_k, start_n, head // group)
+        s = tl.dot(q, k.T)
+        if SOFTCAP:
+            s = _tanh(s * scale_in)
+        if (start_n < all_from) | (start_n + BLOCK_N > all_to):
+            keys = start_n + tl.arange(0, BLOCK_N)[None, :]
+            s = _seen(s, -float("inf"), offs_m[:, None], keys, n_k - n_q, n_k, left, right)
+        new_max = tl.maximum(row_max, tl.max(s, axis=1) * scale_out)
+        p = tl.exp2(s * scale_out - new_max[:, None])
+        alpha = tl.exp2(row_max - new_max)
+        row_sum = row_sum * alpha + tl.sum(p, axis=1)
+        v = _load(v_desc, first_k, n_k, start_n, head // group)
+        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], out_dtype=FLOAT)
+        row_max = new_max
+    # a query that sees no key: 0 / 1, and its log-sum-exp is never used, since masked
+    row_sum = tl.where(row_sum > 0, row_sum, 1.0)
+    _store(out_desc, first_q, n_q, start_m, head, acc / row_sum[:, None])
+    stats = head.to(tl.int64) * padded + (first_q // PAD + seq) * PAD
+    tl.store(lse_ptr + stats + offs_m, row_max + tl.log2(row_sum))
+
+# %% [markdown]
+# ## The backward
+#
+# Two kernels, two owners. First $dQ$, which leaves $\delta$. For keys the loops over heads and
+# tiles are one: the next head's first tile is on its way while the last is multiplied. Without a
+# band, no mask: queries past the end are zeros, and add 0.
+
+# %% tags=["copy"]
+@triton.jit
+def flash_attention_varlen_dq_kernel(
+    q_desc, k_desc, v_desc, out_desc, do_desc, dq_desc, lse_ptr, delta_ptr, cu_q_ptr, cu_k_ptr,
+    n_seqs, n_heads, group, padded, left, right, scale_in, scale_out, ds_scale,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SOFTCAP: tl.constexpr,
+    FLOAT: tl.constexpr,
+):  # fmt: skip
+    """Gradient of one tile of queries, and `delta`, its sums of `do * out`."""
+    owner = _owner(cu_q_ptr, cu_k_ptr, n_seqs, n_heads, BLOCK_M)
+    head, seq, start_m, first_q, n_q, first_k, n_k = owner
+    if start_m < 0:
+        return
+    offs_m = start_m + tl.arange(0, BLOCK_M)
+    first, all_from, all_to, stop = _band(start_m, BLOCK_M, n_q, n_k - n_q, n_k, left, right)
+    q = _load(q_desc, first_q, n_q, start_m, head)
+    do = _load(do_desc, first_q, n_q, start_m, head)
+    out = _load(out_desc, first_q, n_q, start_m, head)
+    stats = head.to(tl.int64) * padded + (first_q // PAD + seq) * PAD + offs_m
+    lse = tl.load(lse_ptr + stats)[:, None]
+    delta = tl.sum(do.to(FLOAT) * out.to(FLOAT), axis=1)
+    tl.store(delta_ptr + stats, delta)
+    dq = tl.zeros([BLOCK_M, HEAD_DIM], FLOAT)
+    for start_n in range(first, stop, BLOCK_N):
+        k = _load(k_desc, first_k, n_k, start_n, head // group)
+        v = _load(v_desc, first_k, n_k, start_n, head // group)
+        s = tl.dot(q, k.T)
+        if SOFTCAP:
+            s = _tanh(s * scale_in)
+        p = tl.exp2(s * scale_out - lse)
+        if (start_n < all_from) | (start_n + BLOCK_N > all_to):
+            keys = start_n + tl.arange(0, BLOCK_N)[None, :]
+            p = _seen(p, 0.0, offs_m[:, None], keys, n_k - n_q, n_k, left, right)
+        if SOFTCAP:
+            p *= 1 - s * s
+        ds = p * (tl.dot(do, v.T) - delta[:, None])
+        dq = tl.dot(ds.to(k.dtype), k, dq, out_dtype=FLOAT)
+    _store(dq_desc, first_q, n_q, start_m, head, dq * ds_scale)
+
+
+@triton.jit
+def flash_attention_varlen_dkdv_kernel(
+    q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, lse_ptr, delta_ptr, cu_q_ptr, cu_k_ptr,
+    n_seqs, n_heads, group, padded, left, right, scale_in, scale_out, ds_scale,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SOFTCAP: tl.constexpr,
+    FLOAT: tl.constexpr, BANDED: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one tile of keys and values, summed over the queries of the group's heads."""
+    owner = _owner(cu_k_ptr, cu_q_ptr, n_seqs, n_heads // group, BLOCK_N)
+    kv_head, seq, start_n, first_k, n_k, first_q, n_q = owner
+    if start_n < 0:
+        return
+    offs_m = tl.arange(0, BLOCK_M)
+    keys = start_n + tl.arange(0, BLOCK_N)[:, None]
+    first, all_from, all_to, stop = _band(start_n, BLOCK_N, n_k, n_q - n_k, n_q, right, left)
+    # lse and delta exist for whole tiles
+    first = first // BLOCK_M * BLOCK_M
+    tiles = tl.cdiv(tl.maximum(stop - first, 0), BLOCK_M)
+    k = _load(k_desc, first_k, n_k, start_n, kv_head)
+    v = _load(v_desc, first_k, n_k, start_n, kv_head)
+    dk = tl.zeros([BLOCK_N, HEAD_DIM], FLOAT)
+    dv = tl.zeros([BLOCK_N, HEAD_DIM], FLOAT)
+    for i in range(0, group * tiles):
+        head = kv_head * group + i // tiles
+        start_m = first + i % tiles * BLOCK_M
+        stats = head.to(tl.int64) * padded + (first_q // PAD + seq) * PAD + start_m + offs_m
+        q = _load(q_desc, first_q, n_q, start_m, head)
+        lse = tl.load(lse_ptr + stats)[None, :]
+        do = _load(do_desc, first_q, n_q, start_m, head)
+        delta = tl.load(delta_ptr + stats)[None, :]
+        s = tl.dot(k, q.T)  # [BLOCK_N, BLOCK_M]
+        if SOFTCAP:
+            s = _tanh(s * scale_in)
+        p = tl.exp2(s * scale_out - lse)
+        if BANDED:
+            if (start_m < all_from) | (start_m + BLOCK_M > all_to):
+                rows = start_m + offs_m[None, :]
+                p = _seen(p, 0.0, keys, rows, n_q - n_k, n_q, right, left)
+        dv = tl.dot(p.to(do.dtype), do, dv, out_dtype=FLOAT)
+        if SOFTCAP:
+            p *= 1 - s * s
+        ds = p * (tl.dot(v, do.T) - delta)
+        dk = tl.dot(ds.to(q.dtype), q, dk, out_dtype=FLOAT)
+    _store(dv_desc, first_k, n_k, start_n, kv_head, dv)
+    _store(dk_desc, first_k, n_k, start_n, kv_head, dk * ds_scale)
+
+# %% [markdown]
+# ## Launch: one kernel forward, two backward, and nothing waits
+
+# %% tags=["copy"]
+# head_dim: BLOCK_M, BLOCK_N, num_warps, num_stages of the forward, for dq, for dk and dv without,
+# with a soft-cap, whose BLOCK_M divides the others: they read whole tiles of lse and delta
+TILES = {
+    32: ((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 1)),
+    64: ((64, 128, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    128: ((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 1)),
+    256: ((128, 64, 8, 2), (64, 64, 8, 2), (32, 64, 8, 1), (32, 64, 8, 1)),
+}
+# rows of lse and delta come in slots of so many: a multiple of every BLOCK_M
+PAD: tl.constexpr = tl.constexpr(128)
+
+
+def _for_descriptor(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself if a descriptor can describe it, else a contiguous copy."""
+    fits = x.stride(2) == 1 and min(x.stride()[:2]) >= x.shape[2]
+    fits &= all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:2])
+    return x if fits and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
+
+
+def _launch(kernel, blocks, tensors, stats, lengths, band, scale, softcap, tile, **more) -> None:
+    """Launches a kernel; `blocks` tells "m" or "n" of each tensor: q, k, ..., an owned one last."""
+    (q, k, *_), own, n_seqs = tensors, tensors[-1], len(lengths[0]) - 1
+    block_m, block_n, num_warps, num_stages = tile
+    rows, log2e = [{"m": block_m, "n": block_n}[block] for block in blocks], math.log2(math.e)
+    scales = (2 * log2e * scale / softcap, log2e * softcap) if softcap else (0.0, log2e * scale)
+    kernel[((own.shape[0] // rows[-1] + n_seqs) * own.shape[1],)](
+        *map(_ragged, tensors, rows), *stats, *lengths, n_seqs, q.shape[1],
+        q.shape[1] // k.shape[1], stats[0].shape[1], *band, *scales, HEAD_DIM=q.shape[2],
+        BLOCK_M=block_m, BLOCK_N=block_n, SOFTCAP=softcap > 0, num_warps=num_warps,
+        num_stages=num_stages, FLOAT=tl.float64 if q.dtype == torch.float64 else tl.float32, **more,
+    )  # fmt: skip
+
+
+def varlen_forward(q, k, v, out, *options) -> torch.Tensor:
+    """Writes out, returns lse; options: both cu_seqlens, how far left and right, scale, softcap."""
+    slots, dtype = q.shape[0] // PAD.value + len(options[0][0]) - 1, torch.float32
+    lse = q.new_empty(q.shape[1], slots * PAD.value, dtype=torch.promote_types(q.dtype, dtype))
+    args = "mnnm", (q, k, v, out), (lse,), *options, TILES[q.shape[2]][0]
+    _launch(flash_attention_varlen_kernel, *args)
+    return lse
+
+
+def varlen_backward(do, q, k, v, out, lse, dq, dk, dv, *options) -> None:
+    """Writes dq, dk and dv for `do`, the gradient of out; options as of the forward."""
+    (_, dq_tile, *dkdv_tiles), (_, band, scale, softcap) = TILES[q.shape[2]], options
+    stats, banded = (lse, torch.empty_like(lse)), min(band) < EDGE.value
+    args = "mnnmmm", (q, k, v, out, do, dq), stats, *options, dq_tile
+    _launch(flash_attention_varlen_dq_kernel, *args, ds_scale=scale)
+    args = "mnnmnn", (q, k, v, do, dk, dv), stats, *options, dkdv_tiles[softcap > 0]
+    _launch(flash_attention_varlen_dkdv_kernel, *args, ds_scale=scale, BANDED=banded)
+
+
+class _FlashAttentionVarlen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, cu_seqlens_q, cu_seqlens_k, *options):
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        with torch.cuda.device_of(q):
+            lse = varlen_forward(q, k, v, out, (cu_seqlens_q, cu_seqlens_k), *options)
+        ctx.save_for_backward(q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k)
+        ctx.options = options
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, do):
+        q, k, v, out, lse, *lengths = ctx.saved_tensors
+        grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+        with torch.cuda.device_of(q):
+            tensors = _for_descriptor(do), q, k, v, out, lse, *grads
+            varlen_backward(*tensors, lengths, *ctx.options)
+        return *grads, *[None] * 5
+
+
+def flash_attention_varlen(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor, *, causal: bool = False, window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0, scale: float | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Attention of packed sequences with grouped heads; differentiable once.
+
+    Named as flash-attn's `flash_attn_varlen_func` names things; `scale` is its `softmax_scale`, and
+    the greatest lengths are not needed. Sums are float32. Runs give the same bits.
+
+    Args:
+        q: Queries `(total_q, H, D)`, float16 or bfloat16 (in the interpreter float64), on a GPU; D
+            is 32, 64, 128 or 256. Rows that are not adjacent and 16-byte aligned are copied.
+        k: Keys `(total_k, H_kv, D)`, like `q`; H_kv divides H, and head h reads `h // (H // H_kv)`.
+        v: Values, like `k`.
+        cu_seqlens_q: Where sequences begin in `q`, then `total_q`: int32, ascending from 0. The
+            values are trusted: the host would have to wait for the GPU to read them.
+        cu_seqlens_k: The same of `k`, for as many sequences.
+        causal: Whether a query sees only keys up to its place; the last query has the last key's.
+        window_size: How many keys before and after its place a query sees; -1 for all.
+        softcap: If positive, scores become `softcap * tanh(score / softcap)`.
+        scale: Factor of the products, positive; `D ** -0.5` if None.
+
+    Returns:
+        A contiguous tensor like `q`; 0 for a query that sees no key.
+
+    Raises:
+        TypeError: A dtype is none of these, or differs between the inputs.
+        ValueError: A shape, the device or an option is not as above.
+    """
+    interpreted, says = triton.knobs.runtime.interpret, "flash_attention_varlen takes"
+    if not q.is_cuda and not interpreted:
+        raise ValueError(f"{says} tensors on a GPU, got {q.device}; or set TRITON_INTERPRET=1")
+    dtypes = (torch.float16, torch.bfloat16) + ((torch.float64,) if interpreted else ())
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        if x.dtype not in dtypes or x.dtype != q.dtype:
+            raise TypeError(f"{says} float16 or bfloat16 alone; {name} is {x.dtype}")
+        if x.dim() != 3 or x.device != q.device or len(x) >= 2**29:
+            raise ValueError(f"{says} (tokens, heads, D); {name} is {[*x.shape]} on {x.device}")
+    (_, heads, head_dim), kv_heads = q.shape, k.shape[1]
+    if k.shape != v.shape or k.shape[2] != head_dim or not kv_heads or heads % kv_heads:
+        raise ValueError(f"{says} k, v alike that fit q: {q.shape}, {k.shape}, {v.shape}")
+    if head_dim not in TILES:
+        raise ValueError(f"{says} a head_dim of {sorted(TILES)}, got {head_dim}")
+    for ends in (cu_seqlens_q, cu_seqlens_k):
+        if ends.dtype != torch.int32:
+            raise TypeError(f"{says} int32 cu_seqlens, got {ends.dtype}")
+        fits = ends.dim() == 1 and ends.is_contiguous() and ends.device == q.device
+        if not fits or ends.shape != cu_seqlens_q.shape or not len(ends):
+            raise ValueError(f"{says} cu_seqlens of one length, got {ends.shape} on {ends.device}")
+    scale = head_dim**-0.5 if scale is None else scale
+    if not (0 < scale < math.inf and 0 <= softcap < math.inf):
+        raise ValueError(f"{says} scale > 0 and softcap >= 0, got {scale} and {softcap}")
+    left, right = (EDGE.value if size < 0 else min(size, EDGE.value) for size in window_size)
+    band, tensors = (left, 0 if causal else right), [_for_descriptor(x) for x in (q, k, v)]
+    return _FlashAttentionVarlen.apply(*tensors, cu_seqlens_q, cu_seqlens_k, band, scale, softcap)
+
+# %% [markdown]
+# ## Is it right?
+#
+# `check` compares output and gradients with float64: sequences empty, of one token, with other
+# keys; groups of 1, 4, 8; windows below and above a block; soft-caps. One sequence is all NaN, and
+# no neighbour may notice. Errors are in percent of 1½ roundings of the largest number.
+
+# %% tags=["fold"]
+def check(device: str = "cuda") -> None:
+    """Compares the kernels and flash_attention_varlen with float64; raises AssertionError."""
+    torch.manual_seed(0)
+    # queries, keys of each sequence (the second is NaN); heads, group, D, causal, left, right, cap
+    cases = [
+        ((1, 9, 67, 0, 5), (1, 9, 70, 4, 0), 2, 1, 32, False, -1, -1, 0.0),
+        ((3, 9, 20), (3, 9, 80), 8, 4, 32, True, -1, -1, 0.0),
+        ((70, 1, 5), (33, 1, 70), 8, 8, 32, False, 10, 5, 2.0),
+        ((129, 9), (129, 9), 1, 1, 64, True, 70, -1, 0.0),
+        ((5, 9, 40), (7, 9, 66), 1, 1, 128, False, -1, 3, 1.5),
+    ]
+    allowed = {torch.float16: 1.5 * 2**-10}
+    if device == "cuda":  # the interpreter's product of bfloat16 is wrong
+        allowed[torch.bfloat16] = 1.5 * 2**-7
+        a, b = (1000, 77, 4097, 128, 2048), (2048, 128, 4097, 77, 1000)
+        cases += [(a, a, 8, 4, 128, True, 1023, 0, 0.0), (a, a, 8, 8, 64, True, -1, -1, 20.0)]
+        cases += [(a, b, 4, 2, 256, True, -1, -1, 0.0), (b, b, 4, 1, 128, False, -1, -1, 0.0)]
+    print(f"{'queries, heads, D':>25}" + f"{'O':>9}{'dQ':>5}{'dK':>5}{'dV':>5}" * len(allowed))
+    for case, (n_q, n_k, heads, group, head_dim, causal, left, right, cap) in enumerate(cases):
+        line = f"{f'{sum(n_q)}, {heads} / {heads // group}, {head_dim}':>25}"
+        scale, low = (0.3, 5.0) if case == 0 else (head_dim**-0.5, 0.0)
+        band = [EDGE.value if reach < 0 else reach for reach in (left, 0 if causal else right)]
+        for dtype, rounding in allowed.items():
+            ends = [torch.tensor([0, *n]).cumsum(0).int().to(device) for n in (n_q, n_k)]
+            q, do = torch.randn(2, sum(n_q), heads, head_dim, device=device).to(dtype)
+            kv = torch.randn(sum(n_k), heads // group, 2, head_dim, device=device).to(dtype)
+            k, v = kv.unbind(2)  # side by side, as one projection may make them
+            if low:  # then the weight of a forgotten mask's key overflows
+                q, k = 0.3 * q + low, 0.3 * k - low
+            for x, end in zip((q, k, v, do), (*ends, ends[1], ends[0]), strict=True):
+                x[end[1] : end[2]] = math.nan
+            frames = [torch.full((len(x) + 9, *x.shape[1:]), math.nan).to(x) for x in (q, q, k, v)]
+            got = [frame[:-9] for frame in frames]
+            lse = varlen_forward(q, k, v, got[0], ends, band, scale, cap)
+            varlen_backward(do, q, k, v, got[0], lse, *got[1:], ends, band, scale, cap)
+            inputs = [x.double().requires_grad_() for x in (q, k, v)]
+            options = {"window_size": (left, right), "softcap": cap, "scale": scale}
+            out = flash_attention_varlen_reference(*inputs, *ends, causal=causal, **options)
+            want, line = [out, *torch.autograd.grad(out, inputs, do.double())], line + " " * 4
+            for x, y in zip(got, want, strict=True):
+                clean = ~y.isnan()
+                # what keys share falls out of dq, its rounding does not
+                limit = rounding * (8 if low else 1) * (y[clean].abs().max() + 0.01)
+                error = (x.double() - y)[clean].abs().max() / limit
+                line += f"{error.item():>5.0%}"
+                assert error <= 1, f"flash_attention_varlen is off, {dtype}:\n{line}"
+            assert all(frame[-9:].isnan().all() for frame in frames), f"past the end:\n{line}"
+        print(line)
+    if device == "cpu":
+        ends = [torch.tensor(n, dtype=torch.int32) for n in ([0, 2, 5], [0, 4, 6])]
+        x = [torch.randn(n, h, 32).double().requires_grad_() for n, h in ((5, 2), (6, 1), (6, 1))]
+        op = lambda *x: flash_attention_varlen(*x, *ends, causal=True, softcap=2.0)  # noqa: E731
+        print("gradcheck:", torch.autograd.gradcheck(op, x, fast_mode=True))
+
+# %%
+if __name__ == "__main__":
+    check("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% [markdown]
+# ## Is it fast?
+#
+# First sequences of one length, 16,384 tokens together, 32 heads of queries and 8 of keys, causal,
+# $D = 128$. *mha* has 32 heads of keys, *repeated* copies 8 to 32. Do fewer keys make it faster?
+
+# %% tags=["fold"]
+def bench(measure):
+    """Benchmarks of this page; see scripts/measure.py for how each time is taken."""
+    import inspect
+    from functools import partial
+
+    import torch.nn.functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.varlen import varlen_attn
+
+    torch._dynamo.config.recompile_limit = 64
+    compiled = torch.compile(flex_attention, dynamic=False)
+    new = partial(torch.randn, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+
+    def packed(lengths, kv_heads=8):
+        ends = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
+        return ends, [new(sum(lengths), heads, 128) for heads in (32, kv_heads, kv_heads)]
+
+    def ours(lengths, window=-1, softcap=0.0, kv_heads=8, repeat=1):
+        ends, x = packed(lengths, kv_heads)
+        options = {"causal": True, "window_size": (window, -1), "softcap": softcap}
+
+        def attend(q, *kv):
+            kv = (x.repeat_interleave(repeat, dim=1) for x in kv) if repeat > 1 else kv
+            return flash_attention_varlen(q, *kv, ends, ends, **options)
+
+        return attend, x
+
+    def sdpa(lengths, of):  # padded
+        def attend(*x):
+            with sdpa_kernel(getattr(SDPBackend, f"{of.upper()}_ATTENTION")):
+                return F.scaled_dot_product_attention(*x, is_causal=True, enable_gqa=True)
+
+        return attend, [new(len(lengths), heads, max(lengths), 128) for heads in (32, 8, 8)]
+
+    def torch_varlen(lengths, window=-1):
+        # where it knows no groups it gets the heads repeated, off the clock
+        grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
+        options = {"window_size": (window, 0)} | ({"enable_gqa": True} if grouped else {})
+        ends, x = packed(lengths, 8 if grouped else 32)
+        return partial(varlen_attn, **options), [*x, ends, ends, max(lengths), max(lengths)]
+
+    def block_mask(lengths, window=-1):
+        of = torch.repeat_interleave(torch.tensor(lengths, device="cuda"))
+        reach, n = window if window >= 0 else sum(lengths), sum(lengths)
+        seen = lambda b, h, i, j: (of[i] == of[j]) & (i >= j) & (i - j <= reach)  # noqa: E731
+        return create_block_mask(seen, None, None, n, n)
+
+    def flex(lengths, window=-1, softcap=0.0):
+        mask = block_mask(lengths, window)
+        cap = (lambda s, *at: softcap * torch.tanh(s / softcap)) if softcap else None
+        attend = partial(compiled, score_mod=cap, block_mask=mask, enable_gqa=True)
+        heads_first = lambda *x: attend(*(y.transpose(0, 1)[None] for y in x))  # noqa: E731
+        return heads_first, packed(lengths)[1]
+
+    gradient = lambda attend, x, do: torch.autograd.grad(attend(*x), x[:3], do)  # noqa: E731
+
+    def rows(lengths, window, both, cases):
+        calls, pairs = {}, 0
+        for provider, (attend, x) in cases.items():
+            calls[provider] = partial(attend, *(y.detach() for y in x[:3]), *x[3:])
+            if both:
+                do = torch.randn_like(calls[provider]())
+                calls[provider] = partial(gradient, attend, x, do)
+        for n in lengths:
+            seen = min(n, window + 1) if window >= 0 else n
+            pairs += seen * n - seen * (seen - 1) // 2
+        size = {"n_seqs": len(lengths), "seq_len": max(lengths), "window": window + 1}
+        size["flops"] = (14 if both else 4) * 32 * 128 * pairs
+        size["bytes"] = sum(lengths) * (32 + 8) * 128 * 2 * (6 if both else 2)
+        timings = measure(calls, memory=True)
+        return [{"provider": p, **size, **timing} for p, timing in timings.items()]
+
+    even = [([n] * (16384 // n), -1) for n in (1024, 4096, 16384)]
+    ragged = [(ragged_lengths(n), -1) for n in (4, 16, 64)]
+    bands = [([16384], window - 1) for window in (256, 1024, 4096, 16384)]
+    plans = [("dense", "seq_len", "forward", even), ("dense", "seq_len", "both", even[1:2])]
+    plans += [("ragged", "n_seqs", mode, ragged) for mode in ("forward", "both")]
+    for name, x, mode, sizes in [*plans, ("window", "window", "forward", bands)]:
+        found, both = [], mode == "both"
+        for lengths, window in sizes:
+            cases = {"triton": ours(lengths, window)}
+            if name == "dense":
+                cases |= {"triton_repeated": ours(lengths, repeat=4)}
+                cases |= {"triton_mha": ours(lengths, kv_heads=32)}
+            else:
+                cases |= {"torch_varlen": torch_varlen(lengths, window)}
+                cases |= {"flex": flex(lengths, window)}
+            if name == "window":
+                cases |= {"triton_softcap": ours(lengths, window, 30.0)}
+                cases |= {"flex_softcap": flex(lengths, window, 30.0)}
+            else:
+                cases |= {f"sdpa_{of}": sdpa(lengths, of) for of in ("cudnn", "flash")}
+            if name == "ragged":
+                cases |= {"triton_sorted": ours(sorted(lengths)[::-1])}
+                cases |= {"triton_padded": ours([max(lengths)] * len(lengths))}
+                cases |= {} if both else {"flex_mask": (partial(block_mask, lengths), [])}
+            found += rows(lengths, window, both, cases)
+        about = {"name": f"gqa_varlen_{name}_{mode}", "x": x, "dtype": "bfloat16", "mode": mode}
+        about["title"] = f"{name.title()}, 16,384 tokens × 32 / 8 heads × 128, {mode}, bfloat16"
+        yield about | {"ceiling": "matmul", "rows": found}
+
+# %% [markdown]
+# {% set ours = row("gqa_varlen_dense_forward", provider="triton", seq_len=4096) %}{% set mha = row("gqa_varlen_dense_forward", provider="triton_mha", seq_len=4096) %}{% set copied = row("gqa_varlen_dense_forward", provider="triton_repeated", seq_len=4096) %}{% set dense = rec("attention/flash_attention").row("attention_d128_causal", provider="triton", seq_len=4096) %}{{ claim(ours.ms < 1.03 * mha.ms and ours.ms < copied.ms and ours.tflops > 0.9 * dense.tflops) }}
+# {{ table("gqa_varlen_dense_forward", columns=["seq_len", "provider", "ms", "tflops"]) }}
+#
+# Hardly: the tensor cores set the pace. But copies cost. The kernel for rectangles reaches {{ dense.tflops | n(0) }} TFLOP/s at 4,096 tokens, this one {{ ours.tflops | n(0) }}. Padded to its longest, how much slower is a ragged batch?
+#
+# {{ figure("gqa_varlen_ragged_forward", providers=["triton", "triton_padded", "sdpa_cudnn", "torch_varlen", "flex"], caption="Ragged batches, rated by the work that is not padding: what is padded pays for it.") }}
+#
+# {% set ours = row("gqa_varlen_ragged_both", provider="triton", n_seqs=16) %}{% set padded = row("gqa_varlen_ragged_both", provider="triton_padded", n_seqs=16) %}{% set mask = row("gqa_varlen_ragged_forward", provider="flex_mask", n_seqs=16) %}{% for r in rows("gqa_varlen_ragged_forward", provider="triton") + rows("gqa_varlen_ragged_both", provider="triton") %}{{ claim(r.ms < row("gqa_varlen_ragged_" ~ r.benchmark.mode, provider="flex", n_seqs=r.n_seqs).ms) }}{% endfor %}{{ claim(padded.ms > 3 * ours.ms and padded.peak_bytes > 2 * ours.peak_bytes) }}
+# Forward and backward of 16 sequences: {{ (padded.ms / ours.ms) | times }} the time, {{ padded.peak_bytes | bytes }} of memory beside {{ ours.peak_bytes | bytes }}. FlexAttention compiles a mask written in Python into its kernel, and skips blocks by a table; to make the table, {{ mask.ms | ms }} a batch, is off the clock here.
+#
+# {{ table("gqa_varlen_ragged_both", columns=["n_seqs", "provider", "ms", "tflops", "peak_bytes"]) }}
+#
+# {{ figure("gqa_varlen_window_forward", y="ms", logy=True, caption="One sequence of 16,384 tokens: time follows the blocks visited, not the square of the length.") }}
+#
+# ## Where it loses, and why
+#
+# {% set all = row("gqa_varlen_window_forward", provider="triton", window=16384) %}{% set capped = row("gqa_varlen_window_forward", provider="triton_softcap", window=16384) %}{% for r in rows("gqa_varlen_window_forward", provider="triton") %}{{ claim(r.ms < row("gqa_varlen_window_forward", provider="flex", window=r.window).ms) }}{% endfor %}{{ claim(row("gqa_varlen_window_forward", provider="triton", window=1024).ms < all.ms / 4 and capped.ms > all.ms) }}{{ claim(row("gqa_varlen_dense_both", provider="sdpa_cudnn").ms < row("gqa_varlen_dense_both", provider="triton").ms) }}
+# {% set best = row("gqa_varlen_dense_both", provider="sdpa_cudnn") %}**cuDNN, where nothing is ragged**, needs {{ (best.ms / row("gqa_varlen_dense_both", provider="triton").ms * 100) | pct }} of the time, as on the [pages](flash_attention.py#where-it-loses-and-why) [before](flash_attention_backward.py#where-it-loses-and-why).
+#
+# **The soft-cap** takes the forward of 16,384 tokens from {{ all.ms | ms }} to {{ capped.ms | ms }}. **Order**: if the longest sequence comes last, much of the chip waits for the last tiles; *sorted* has it first. **Few heads of keys**: a short sequence with two has fewer programs for $dK$ than the chip has room for.
+#
+# ## What to remember
+#
+# 1. Padding is paid in squares. Pack, and let each program find its sequence.
+# 2. Heads, sequences, windows decide *which* blocks are visited. The loop stays as it was.
+# 3. What the compiler cannot prove the same for all threads, each of them keeps a copy of.
+#
+# ## Exercises
+#
+# ??? question "1. Both sides (five minutes)"
+#     Which call gives each token 64 neighbours on either side? What does a tile of 128 visit?
+#
+#     ??? success "Answer"
+#         `window_size=(64, 64)`. Keys `start - 64` to `start + 191`: four blocks of 64.
+#
+# ??? question "2. No maximum (thirty minutes)"
+#     With a soft-cap of 20, what can leave the loop?
+#
+#     ??? success "Answer"
+#         `row_max` and `alpha`: $e^{s'}$ is within $10^{\pm 9}$, and no sum of such overflows.
+#
+# ## Use it in your project
+#
+# ```python
+# from gqa_varlen import flash_attention_varlen
+#
+# ends = torch.tensor([0, 301, 1325], dtype=torch.int32, device="cuda")  # two sequences
+# out = flash_attention_varlen(q, k, v, ends, ends, causal=True, window_size=(1023, 0))
+# ```
+#
+# The file, or the block "Copy this kernel", needs torch and triton alone:
+# [`flash_attention_varlen`][examples.attention.gqa_varlen.flash_attention_varlen].
