@@ -1,11 +1,21 @@
-"""flash_attention against float64: shapes, layouts, scales, extremes, and what it refuses."""
+"""flash_attention against float64: shapes, layouts, scales, extremes, and what it refuses.
 
+Without a GPU the kernel runs in the interpreter. It and what it was before each of its changes are
+compiled for sm_90 as well, by this file run as a script, and their machine code is looked at.
+"""
+
+import itertools
+import json
 import math
+import sys
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+
+from tests.kernels.sm_90 import facts, launched, pretend, run_as_script
 
 HEAD_DIMS = [32, 64, 128, 256]
 every_dtype = pytest.mark.parametrize(
@@ -14,9 +24,37 @@ every_dtype = pytest.mark.parametrize(
 both_kinds = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 
 
-def inputs(shape, device, dtype=torch.float16, seed=0):
+def compile_all() -> list:
+    """Compiles the kernel of each tile, full and causal, and the rungs of one."""
+    pretend()
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples/attention"))
+    import flash_attention as lecture
+
+    changes, found = list(lecture.CHANGES), []
+    for head_dim, causal in itertools.product(lecture.TILES, (False, True)):
+        rungs = len(changes) if (head_dim, causal) == (128, True) else 0
+        for undone in range(rungs + 1):
+            q = torch.empty(1, 2, 1000, head_dim, dtype=torch.bfloat16)
+            lecture.rung = lecture.without(*changes[len(changes) - undone :])
+            one = launched(lecture, "rung")
+            lecture._launch(lecture.rung, q, q, q, q, None, causal, 0.1)
+            found.append(facts(one[0]) | {"rung": [head_dim, causal, undone]})
+    return found
+
+
+@pytest.mark.interpreter  # a GPU's tests compile and run them
+def test_machine_code():
+    for kernel in run_as_script(__file__):
+        assert kernel["wgmma"] and kernel["loads"] and kernel["stores"], kernel
+        assert kernel["spills"] == 0 and not kernel["serialized"], kernel
+
+
+def inputs(shape, device, dtype=torch.float16, seed=0, n_keys=None):
     torch.manual_seed(seed)
-    return torch.randn(3, *shape, device=device).to(dtype)
+    batch, heads, n_queries, head_dim = shape
+    q = torch.randn(batch, heads, n_queries, head_dim, device=device)
+    k, v = torch.randn(2, batch, heads, n_keys or n_queries, head_dim, device=device)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
 def agrees(lecture, q, k, v, **options):
@@ -46,16 +84,18 @@ def test_lengths(lecture, device, seq_len, head_dim, causal, dtype):
 
 
 @every_dtype
-@pytest.mark.parametrize("shape", [(1, 1, 128), (1, 3, 256), (2, 5, 128), (1, 1, 640)])
-def test_specialized(lecture, device, shape, dtype):
-    """Fewer tiles than programs, and more; small, since it fails where a GPU is shared."""
-    if device == "cuda" and torch.cuda.get_device_capability()[0] != 9:
-        pytest.skip("the specialized kernel is for compute capability 9")
-    q, k, v = inputs((*shape, 128), device, dtype)
-    out = lecture.specialized_attention(q, k, v)
-    want, _ = lecture.flash_attention_reference(q.double(), k.double(), v.double())
-    atol = torch.finfo(dtype).eps * v.abs().max().item()
-    torch.testing.assert_close(out.double(), want, atol=atol, rtol=0)
+@both_kinds
+@pytest.mark.parametrize("n_keys", [1, 63, 64, 65, 128, 250])
+@pytest.mark.parametrize("n_queries", [1, 63, 128, 129])
+def test_other_keys(lecture, device, n_queries, n_keys, causal, dtype):
+    agrees(lecture, *inputs((1, 2, n_queries, 64), device, dtype, n_keys=n_keys), causal=causal)
+
+
+@every_dtype
+@both_kinds
+@pytest.mark.parametrize("head_dim", [8, 40, 72, 96, 136, 248])
+def test_head_dims_between_tiles(lecture, device, head_dim, causal, dtype):
+    agrees(lecture, *inputs((2, 2, 70, head_dim), device, dtype, n_keys=90), causal=causal)
 
 
 def test_the_small_example(lecture, capsys):
@@ -66,13 +106,13 @@ def test_the_small_example(lecture, capsys):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    batch=st.integers(1, 2), heads=st.integers(1, 3), seq_len=st.integers(1, 300),
-    head_dim=st.sampled_from(HEAD_DIMS[:3]), causal=st.booleans(), scale=st.floats(0.01, 2),
-    seed=st.integers(0, 99),
+    batch=st.integers(1, 2), heads=st.integers(1, 3), n_queries=st.integers(1, 300),
+    n_keys=st.integers(1, 300), eighth=st.integers(1, 16), causal=st.booleans(),
+    scale=st.floats(0.01, 2), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_any_shape(lecture, device, batch, heads, seq_len, head_dim, causal, scale, seed):
-    shape = (batch, heads, seq_len, head_dim)
-    agrees(lecture, *inputs(shape, device, seed=seed), causal=causal, scale=scale)
+def test_any_shape(lecture, device, batch, heads, n_queries, n_keys, eighth, causal, scale, seed):
+    q, k, v = inputs((batch, heads, n_queries, 8 * eighth), device, seed=seed, n_keys=n_keys)
+    agrees(lecture, q, k, v, causal=causal, scale=scale)
 
 
 @both_kinds
@@ -80,6 +120,20 @@ def test_groups_of_heads(lecture, device, causal, monkeypatch):
     """Seven heads in groups of three: the last group is smaller."""
     monkeypatch.setattr(lecture, "GROUP_BYTES", dict.fromkeys((False, True), 3 * 2 * 2 * 300 * 64))
     agrees(lecture, *inputs((1, 7, 300, 64), device), causal=causal)
+
+
+def test_groups_are_alike(lecture, device, monkeypatch):
+    """Of 64 heads of which 15 fit, no group of four is left."""
+    groups = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **options: groups.append(args[10])
+
+    monkeypatch.setattr(lecture, "flash_attention_kernel", Kernel())
+    monkeypatch.setattr(lecture, "GROUP_BYTES", {True: 15 * 2 * 2 * 100 * 64})
+    lecture.flash_attention(*inputs((4, 16, 100, 64), device), causal=True)
+    assert groups == [13]
 
 
 def layouts():
@@ -150,12 +204,23 @@ def test_nothing_gives_nothing(lecture, device, shape):
     assert out.shape == shape and lse.shape == shape[:3]
 
 
+@both_kinds
+def test_no_keys_give_0(lecture, device, causal):
+    q, k, _ = inputs((2, 2, 5, 64), device)
+    frame = torch.full_like(q, float("nan"))
+    none = k[:, :, :0]
+    _, lse = lecture.flash_attention(q, none, none, causal=causal, return_lse=True, out=frame)
+    assert not frame.any() and lse.isneginf().all()
+
+
 def refusals():
     yield "float32", TypeError, lambda q: ((q.float(),) * 3, {})
     yield "mixed", TypeError, lambda q: ((q, q.bfloat16(), q), {})
-    yield "lengths", ValueError, lambda q: ((q, q[:, :, 1:], q[:, :, 1:]), {})
+    yield "lengths", ValueError, lambda q: ((q, q[:, :, 1:], q), {})
+    yield "heads", ValueError, lambda q: ((q, q[:, 1:], q[:, 1:]), {})
     yield "three dimensions", ValueError, lambda q: ((q[0],) * 3, {})
-    yield "head_dim", ValueError, lambda q: ((q[..., :48],) * 3, {})
+    yield "head_dim", ValueError, lambda q: ((q[..., :36],) * 3, {})
+    yield "wide head_dim", ValueError, lambda q: ((q.repeat(1, 1, 1, 5),) * 3, {})
     yield "scale 0", ValueError, lambda q: ((q, q, q), {"scale": 0.0})
     yield "scale NaN", ValueError, lambda q: ((q, q, q), {"scale": float("nan")})
     yield "gradient", ValueError, lambda q: ((q.clone().requires_grad_(), q, q), {})
@@ -192,3 +257,7 @@ def test_more_than_2_31_elements(lecture, device, causal):
     want = 1.0 if causal else both / (both + 2**20 - 2)
     assert out[0, -1, 0].float().mean().item() == pytest.approx(want, rel=1e-2)
     assert not out[0, :-1].any()
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_all()))
