@@ -109,7 +109,7 @@ if __name__ == "__main__":
 #
 # ## What the forward must leave
 #
-# The kernel of the lecture before, with three changes. The log-sum-exp stays in powers of 2, as the
+# Flash attention's kernel, with three changes. The log-sum-exp stays in powers of 2, as the
 # kernel has it: then $P = 2^{S \tau \log_2 e - L}$ is one multiply-add and one `exp2` an element.
 # Each head's `lse` has room for whole tiles (`padded` rows), so that loading it takes no [mask](../glossary.md#mask). And in
 # the [interpreter](../glossary.md#interpreter) the kernel also takes float64, and sums in it (`FLOAT`): `gradcheck` needs that.
@@ -632,7 +632,7 @@ def bench(measure):
 # {% for name in ["flash_backward_d128_full", "flash_backward_d128_causal", "flash_backward_d64_full", "flash_backward_d64_causal"] %}
 # {% for r in rows(name, provider="triton") %}{{ claim(r.ms < row(name, provider="sdpa_flash", seq_len=r.seq_len).ms) }}{% endfor %}
 # {% endfor %}
-# Five sevenths of the forward's rate are {{ (rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops * 5 / 7) | n(0) }} TFLOP/s. What the kernels reach, and in brackets the share of cuDNN's rate:
+# Five sevenths of the forward's rate would be {{ (rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops * 5 / 7) | n(0) }} TFLOP/s. What the kernels reach, and in brackets the share of cuDNN's rate:
 #
 # | | 1,024 tokens | 4,096 tokens | 16,384 tokens |
 # |---|---|---|---|

@@ -29,7 +29,7 @@
 # {{ claim(read.ms > 20 * 4 * 32 * 8192 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) }}
 # A number of the cache is 2 bytes, and takes part in one multiply-add for each of the $G = 4$ heads
 # that share it. The [arithmetic intensity](../glossary.md#arithmetic-intensity) is $G$ operations a
-# byte at any length, where the [roofline](../foundations/memory_hierarchy.py) bends near
+# byte at any length; the [roofline](../foundations/memory_hierarchy.py) bends near
 # {{ (matmul_tflops("bfloat16", 8192) / row("decoding_b64", provider="triton_read", seq_len=32768).tbps) | n(0) }}: FLOPs do not matter. **The floor is the bytes of the cache, read once.** The yardstick is a *read*, not
 # this site's usual copy: half the bytes of a copy are writes, and those of a small copy stay in
 # [L2](../glossary.md#l2). As in [Reductions](../fusion/reductions.py), a kernel that loads as many bytes, and stores one word for
@@ -48,7 +48,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 # ## The reference
 #
 # Each sequence of a batch has its own length (`seq_lens`). The cache has room for more, and what
-# lies past the length must not matter. No tokens give 0. `block_table` is explained in step 4.
+# lies past the length must not matter. A sequence without tokens gives 0. `block_table`: step 4.
 
 # %%
 def flash_decoding_reference(q, k_cache, v_cache, seq_lens, *, block_table=None, scale=None):
@@ -223,7 +223,7 @@ def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
 #
 # {{ diagram("flash_decoding_pages") }}
 #
-# In the kernel that is one more load: a block's keys, the pages that hold them, their places there.
+# In the kernel that is one more load: from a block's keys to their pages, and so to their places.
 # A cache without pages needs no table: sequence `b` is page `b`.
 
 # %% tags=["copy"]

@@ -12,7 +12,7 @@
 # {% set before = rec("attention/flash_attention") %}
 # {% set tl, cudnn = before.row("attention_d128_full", provider="triton", seq_len=4096), before.row("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
 # [Flash attention](flash_attention.py) ended at {{ tl.tflops | n(0) }} TFLOP/s for 4,096 tokens and $D = 128$; cuDNN reached
-# {{ cudnn.tflops | n(0) }}, and a large matrix product {{ matmul_tflops("bfloat16", 8192) | n(0) }}. The gap is not memory, of which attention needs little.
+# {{ cudnn.tflops | n(0) }}, and a large matrix product {{ matmul_tflops("bfloat16", 8192) | n(0) }}. Memory does not explain the gap: attention moves few bytes for its operations.
 # **What do the tensor cores wait for, and why can nothing in `tl` mend it?**
 #
 # This page writes that forward again in [Gluon](../glossary.md#gluon), for one chip: Hopper
@@ -71,9 +71,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 # %% [markdown]
 # ## The reference
 #
-# Two things are new. A head of keys may serve several heads of queries ([GQA](../glossary.md#gqa)). And there may be more or
-# fewer keys than queries: causal, the last query then has the place of the last key. A query that
-# sees no key gives 0.
+# Two things are new. A head of keys may serve several heads of queries ([GQA](../glossary.md#gqa)). And there may be more or fewer keys than queries: the last query then has the place of the last key, and a causal query that sees no key gives 0.
 
 
 # %%
@@ -179,14 +177,14 @@ def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
 #
 # ## Rungs 1 and 2: one consumer, two consumers
 #
-# Rung 1 is the loop of the page before with its waits in view (`LAG = 0` in the code below): start
+# Rung 1 is flash attention's loop with its waits in view (`LAG = 0` in the code below): start
 # $S = QK^\top$, wait, softmax, start $PV$, wait. One consumer of eight warps computes a tile of 128
 # queries, and no product runs during its softmax: 55 % at best. Rung 2 splits the tile between two
 # consumers, each with four warps (a *warpgroup*, which a wgmma needs), 64 queries and an
 # accumulator. While one waits for a product the other can compute exponentials. Nothing makes them
 # alternate, but they tend to: the tensor cores serve one first, and the other stays behind it.
 #
-# ## Rung 3: the softmax under its own product
+# ## Rung 3: the softmax begins under its own product
 #
 # Now and then both consumers are still in their softmax at once. But each has a product that need
 # not wait for it: the softmax of step $j$ needs $S_j$, and $P_{j-1}V_{j-1}$ only what step $j - 1$
@@ -194,7 +192,8 @@ def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
 #
 # 1. start $S_j$; correct `acc` by the last `alpha`, and start adding $P_{j-1} V_{j-1}$ to it;
 # 2. wait for $S_j$ alone, and find its row maxima while the second product runs;
-# 3. wait for `acc`; free the slot of $K_j$ and $V_{j-1}$; compute exponentials, sums and $P_j$.
+# 3. wait for `acc`, free the slot of $K_j$ and $V_{j-1}$, and compute exponentials, sums and $P_j$
+#    while the products of the other consumer run.
 #
 # **Layouts.** `SCORES` and `ACC` say how wgmma leaves its result: a thread has parts of two of a warpgroup's 64 rows, and of every eight columns the pair at its *place* among four threads. `WEIGHTS`, how wgmma wants its left operand, has the same numbers in the same threads, so scores become weights without moving. A vector of one number a row has the layout `SliceLayout(1, SCORES)`: that of the scores, without columns. `_row_sums` adds up what each thread holds; threads add up theirs at the end of a tile. `_masked` splits a column's number into place and a constant of the code. As numbers in registers, columns made $D = 64$ [spill](../glossary.md#spill).
 
@@ -697,4 +696,4 @@ def bench(measure):
 # out, lse = hopper_attention(q, k, v, causal=True, return_lse=True)  # (B, H, S, D), D 64 or 128
 # ```
 #
-# See [`hopper_attention`][examples.attention.hopper_attention.hopper_attention]. On other GPUs use [the page before](flash_attention.py).
+# See [`hopper_attention`][examples.attention.hopper_attention.hopper_attention]. On other GPUs use [`flash_attention`](flash_attention.py).

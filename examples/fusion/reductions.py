@@ -230,7 +230,7 @@ def column_sum_kernel(
 # program to arrive* can do it: each stores its sum and adds 1 to a count, an
 # [atomic](../glossary.md#atomic-operation), which returns how many came before. Which program is
 # last changes from run to run; what it adds up, and in what order, does not. Two things make that
-# sound. The addition *releases* and *acquires*: who reads the full count sees every sum stored
+# sound. The addition *releases* and *acquires*: whoever reads the full count sees all sums stored
 # before. And each call has a count of its own: one that is kept would serve two streams at once.
 #
 # The other way is shorter: each program adds its sum to the same word, in order of arrival.
@@ -618,7 +618,7 @@ if __name__ == "__main__":
 #
 # {% set ours, read = rows("full_sum", provider="triton"), rows("full_sum", provider="triton_read") -%}
 # - **Small sums.** The sum ends {{ ((ours[0].ms - read[0].ms) * 1000) | n(1) }} µs after the read of 2¹⁶ numbers, {{ ((ours[4].ms - read[4].ms) * 1000) | n(1) }} after that of 2²⁶,
-#   {{ (read[4].ms / ours[4].ms * 100) | pct }} of its speed: a launch that zeroes the count comes before, counting and fetching the sums behind.{{ claim(read[4].ms / ours[4].ms >= 0.82) }}
+#   {{ (read[4].ms / ours[4].ms * 100) | pct }} of its speed: the launch that zeroes the count comes first, counting and fetching the sums come last.{{ claim(read[4].ms / ours[4].ms >= 0.82) }}
 #   The host takes {{ ours[0].host_us | n }} µs a call, torch from C++ {{ row("full_sum", provider="torch", n=2**16).host_us | n }}; column sums, two launches, {{ row("column_sum", provider="triton", n_cols=8192).host_us | n }}.{{ claim(ours[0].host_us <= 28) }}
 # - **Maxima of short rows**: {{ (row("row_max", provider="triton_read", n_cols=256).ms / row("row_max", provider="triton", n_cols=256).ms * 100) | pct }} at 256 columns, where a program writes 10 bytes for 512 that it reads, 8 of them for the column (int64, as torch's).
 # - **Columns, where 8 does not divide the width**, in bfloat16: each element is loaded by itself.
