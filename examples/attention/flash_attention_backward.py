@@ -2,7 +2,7 @@
 # ---
 # title: Flash attention, backward
 # description: The gradient of exact attention without the N×N matrix, derived line by line, in two deterministic kernels.
-# tags: [attention, tensor-core, autograd, recomputation]
+# tags: [attention, tensor cores, autograd, determinism]
 # prerequisites: [attention/flash_attention]
 # outcome: Derive the gradient of attention, decide what to store and what to compute again, and order products so that the tensor cores take them as they are.
 # ---
@@ -10,9 +10,9 @@
 # # Flash attention, backward: computed twice, stored never
 #
 # [Flash attention](flash_attention.py) gives the output without ever storing the scores. Training
-# wants more: from $dO$, the gradient of a loss with respect to the output, those with respect to
-# $Q$, $K$ and $V$. Every formula for them contains the matrix of weights $P$, $N^2$ numbers a head,
-# which the forward pass threw away. **Would it be cheaper to have kept it?**
+# needs more: from $dO$, the gradient of a loss with respect to the output, it computes the
+# gradients with respect to $Q$, $K$ and $V$. Every formula for them contains the matrix of weights
+# $P$, $N^2$ numbers a head, which the forward pass threw away. **Should it have kept them?**
 #
 # ## What it costs
 #
@@ -22,13 +22,13 @@
 # |---|---|---|
 # | $P$ written by the forward, read by the backward, $4 N^2$ bytes | {{ (4 * 4096**2) | bytes }} | {{ copy_ms(4 * 4096**2) | ms }} at the speed of a copy |
 # | $P$ computed again, $2 N^2 D$ | 4.3 GFLOP | {{ (2 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} at the library's best matrix rate |
-# | the five products of the gradient, $10 N^2 D$ | 21.5 GFLOP | {{ (10 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} |
+# | all five products of the backward pass, this one included, $10 N^2 D$ | 21.5 GFLOP | {{ (10 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} |
 # | $Q, K, V, O, dO$ read, $dQ, dK, dV$ written, $16 N D$ bytes | {{ (16 * 4096 * 128) | bytes }} | {{ copy_ms(16 * 4096 * 128) | ms }} |
 #
 # {{ claim(copy_ms(4 * 4096**2) > 2 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) }}
-# To compute $P$ again takes less time than to carry it, and less memory: for 16 heads of 16,384
-# tokens $P$ is 8 GiB. So the forward keeps one number a row, and the backward *recomputes*: the
-# first of its five products is $QK^\top$. They are 2.5 times the forward's work.
+# Computing $P$ again takes less time than moving it, and no memory: for 16 heads of 16,384 tokens
+# $P$ is 8 GiB. So the forward pass keeps one number for each row, and the backward pass
+# [recomputes](../glossary.md#recomputation) $P$ from it and $QK^\top$, the first of its five products. The forward pass has two.
 
 # %% tags=["copy"]
 import math
@@ -41,9 +41,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 # %% [markdown]
 # ## The reference
 #
-# Attention as before, with one freedom more: keys may be fewer or more than queries (*cross
-# attention*, a cache). Causal then aligns the ends: of $N_q$ queries and $N_k$ keys, query $i$ sees
-# keys up to $i + N_k - N_q$, which may be none. The gradient of the specification is autograd's.
+# Attention as before, except that there may be fewer or more keys than queries, as in *cross
+# attention* or with a cache. The last query then has the place of the last key: of $N_q$ queries
+# and $N_k$ keys, a causal query $i$ sees keys up to $i + N_k - N_q$, which may be none. The
+# gradient to compare with is what autograd makes of this function.
 
 # %%
 def flash_attention_reference(q, k, v, *, causal=False, scale=None):
@@ -59,16 +60,16 @@ def flash_attention_reference(q, k, v, *, causal=False, scale=None):
 # ## The gradient, line by line
 #
 # The forward is $S = \tau Q K^\top$, $P = \operatorname{softmax}(S)$, $O = P V$. Write $dX$ for the
-# gradient of the loss with respect to $X$. A product hands each factor its gradient times the
-# other:
+# gradient of the loss with respect to $X$. The gradient of a factor is the gradient of the product
+# times the other factor, transposed:
 #
 # $$
 # dV = P^\top dO, \qquad dP = dO \, V^\top .
 # $$
 #
-# **Through the softmax.** Take one row: $p_j = e^{s_j} / \sum_k e^{s_k}$. If $s_k$ grows, $p_k$
-# grows and every weight shrinks by its share: $\partial p_j / \partial s_k = p_j ([j = k] - p_k)$.
-# Each score collects from all weights of its row:
+# **Through the softmax.** Take one row: $p_j = e^{s_j} / \sum_k e^{s_k}$. With $[j = k]$ for 1
+# where $j = k$, else 0, its derivative is $\partial p_j / \partial s_k = p_j ([j = k] - p_k)$. A
+# score acts on the loss through all weights of its row:
 #
 # $$
 # ds_k = \sum_j dp_j \, p_j \bigl([j = k] - p_k\bigr) = p_k \, (dp_k - \delta),
@@ -76,19 +77,20 @@ def flash_attention_reference(q, k, v, *, causal=False, scale=None):
 # $$
 #
 # **A sum over the row, without the row.** $\delta$ runs over all keys, and a tile has few of them.
-# But put in $dp_j = dO \cdot v_j$, and the sum over keys moves inside:
+# But insert $dp_j = dO \cdot v_j$, where $dO$ is this row's, and the sum over keys moves inside:
 #
 # $$
 # \delta = \sum_j p_j \, (dO \cdot v_j) = dO \cdot \sum_j p_j v_j = dO \cdot O .
 # $$
 #
-# $O$ is there. A sum over $N$ keys became one over $D$ numbers, known before the first tile. With
-# the log-sum-exp $L$ of the row, too, nothing here is online: a tile's weights are $P = e^{S - L}$
-# at once, and its $dS = P \circ (dP - \delta)$.
+# The forward pass has computed $O$. A sum over $N$ keys became one over $D$ numbers, known before
+# the first tile. With the row's log-sum-exp $L$ there is no running maximum either: a tile has its
+# weights $P = e^{S - L}$ at once, and $dS = P \circ (dP - \delta)$, element by element.
 #
 # **Through the scores**, a product again: $dQ = \tau \, dS \, K$ and $dK = \tau \, dS^\top Q$.
 #
-# Pen and paper: one query, weights ½, ¼, ¼, values 4, 2, 6, $dO = 1$. What do the $ds$ sum to?
+# Pen and paper: one query, three keys of weights ½, ¼, ¼, values 4, 2, 6 of a single number, and
+# $dO = 1$. What are the three $ds$, and what is their sum?
 
 # %%
 if __name__ == "__main__":
@@ -101,20 +103,19 @@ if __name__ == "__main__":
         print(f"{name:>16}:", "  ".join(f"{x:6.3f}" for x in ds.tolist()))
 
 # %% [markdown]
-# To 0: to raise all scores of a row alike changes no weight.
+# The sum is 0: raising all scores of a row by the same amount changes no weight.
 #
 # {{ diagram("flash_backward_products") }}
 #
 # ## What the forward must leave
 #
-# The kernel of the lecture before, with what a backward pass asks for. The log-sum-exp stays in
-# powers of 2, as the kernel has it: $P = 2^{S \tau \log_2 e - L}$ is a multiply-add and an `exp2`
-# an element. And `lse` is written for whole tiles (`padded` rows), so that no later load needs a
-# [mask](../glossary.md#mask). Sums are float64 if inputs are: the
-# [interpreter](../glossary.md#interpreter) can, `gradcheck` wants it.
+# Flash attention's kernel, with three changes. The log-sum-exp stays in powers of 2, as the
+# kernel has it: then $P = 2^{S \tau \log_2 e - L}$ is one multiply-add and one `exp2` an element.
+# Each head's `lse` has room for whole tiles (`padded` rows), so that loading it takes no [mask](../glossary.md#mask). And in
+# the [interpreter](../glossary.md#interpreter) the kernel also takes float64, and sums in it (`FLOAT`): `gradcheck` needs that.
 #
-# Before key `full` every query of a tile sees every key, from `stop` on none sees any; blocks
-# between compare positions, in `_seen`. Causal, the longest tiles of a head start first.
+# Every query of a tile sees all keys before `full`, and none sees a key from `stop` on. The blocks
+# between compare positions, in `_seen`. If causal, the longest tiles of a head start first.
 
 # %% tags=["copy"]
 @triton.jit
@@ -182,10 +183,10 @@ def flash_attention_kernel(
 # %% [markdown]
 # ## Step 1: one kernel, and a sum without an owner
 #
-# $dK$ and $dV$ of a key collect from all queries, $dQ$ of a query from all keys. Turn the forward
-# round: a [program](../glossary.md#program) owns a tile of keys, walks over the queries, keeps `dk`
-# and `dv` in [registers](../glossary.md#register). It has $dS$ in hand, and so its share of $dQ$.
-# But that sum is nobody's: each *adds* to memory, [atomically](../glossary.md#atomic-operation).
+# $dK$ and $dV$ of a key are sums over all queries, $dQ$ of a query is one over all keys. Exchange
+# the roles in the forward: a [program](../glossary.md#program) owns a tile of keys, walks over the queries and keeps `dk`
+# and `dv` in [registers](../glossary.md#register). From each tile of $dS$ it can also compute a part of those queries' $dQ$.
+# But no program owns that sum. Each *adds* its part in memory, [atomically](../glossary.md#atomic-operation).
 
 # %%
 @triton.jit
@@ -230,21 +231,21 @@ def first_backward(do, q, k, v, out, lse, causal, scale, add_dq=True):
     return dq, *tensors[4:]
 
 # %% [markdown]
-# It is right, and it has two faults. A float32 tile of $dQ$ crosses the caches for every tile of
-# scores: $4 N^2 D / 64$ bytes, {{ (4 * 4096**2 * 128 // 64) | bytes }} a head of 4,096 tokens. And
-# the last digits of a sum depend on its order, here that in which programs arrive: **runs of one
-# step differ**.
+# The result is right, but at two prices. Every tile of scores sends a float32 tile of $dQ$ through
+# the caches: $4 N^2 D / 64$ bytes, {{ (4 * 4096**2 * 128 // 64) | bytes }} for a head of 4,096 tokens. And the last digits
+# of a sum depend on its order, here the order in which programs arrive: **repeat a training step,
+# and its gradients may differ**.
 #
 # ## Step 2: two kernels, two owners
 #
 # So give each sum an owner. The programs of one kernel own keys and compute $dK$ and $dV$; those of
-# another own queries and compute $dQ$. Nothing is added in memory, and every sum has one order.
+# another own queries and compute $dQ$. No sum is made in memory, and each has one order.
 #
 # {{ diagram("flash_backward_owners") }}
 #
-# The price: both need $S$ and $dP$. Seven products in place of five, at best 5/7 of the rate of one
-# kernel without other faults; this page counts five for everybody. The kernel for $dQ$ runs first.
-# It has $dO$ in hand, loads $O$ once, and leaves **$\delta$** in memory for the other.
+# The price: both kernels need $S$ and $dP$, so together they do seven products, not five. This page
+# counts five for everybody, so that a kernel of five can be 7/5 as fast as these. The kernel for
+# $dQ$ runs first. It holds $dO$, loads $O$ once, and leaves **$\delta$** in memory for the other.
 
 # %% tags=["copy"]
 @triton.jit
@@ -287,18 +288,20 @@ def flash_attention_dq_kernel(
 # %% [markdown]
 # ## Step 3: keys first
 #
-# Step 1 computed $S$ as queries by keys and transposed $P$ and $dS$ for the sums over queries. That
-# is a trip: a tensor core takes its left factor from registers in the layout in which it hands out
-# results, but not transposed, so `p.T` goes through [shared memory](../glossary.md#shared-memory).
-# Compute $S^\top = K Q^\top$ and $dP^\top = V dO^\top$ from the start, rows for keys, and `p` and
-# `ds` are the left factors of $dV \mathrel{+}= P^\top dO$ and $dK \mathrel{+}= dS^\top Q$ as they
-# come, in registers. The right factors come from shared memory, `q.T` as well as `q`.
+# In step 1 a tile of $S$ has a row for each query, and the sums over queries need $P$ and $dS$
+# transposed. That is not free. A tensor core takes its left factor from registers in the layout in
+# which it returns results, so `p` would do, but `p.T` must pass through [shared memory](../glossary.md#shared-memory).
+# Compute $S^\top = K Q^\top$ and $dP^\top = V dO^\top$ instead, a row for each key: now `p`, `ds`
+# *are* $P^\top$ and $dS^\top$, and stay in registers as the left factors of the sums
+# $dV \mathrel{+}= P^\top dO$ and $dK \mathrel{+}= dS^\top Q$. The right factors lie in shared
+# memory, where tensor cores read a tile either way, `q` as well as `q.T`.
 #
-# **Where are the masks?** Causal, a tile of keys starts at the first query that sees any of them,
-# and compares positions until one sees all. Full attention needs no mask at any length: queries
+# **Where are the masks?** If causal, a tile of keys starts at the first query that sees one of
+# them, and compares positions until one sees all. Full attention needs no mask: queries
 # past the end come from the [descriptor](../glossary.md#descriptor) as zeros and add 0; keys past
-# the end have rows of their own, never stored. For $dQ$ such a key shares its row with others: its
-# weight is $2^{-L}$, which overflows for low $L$, and $\infty \cdot 0$ is NaN. There it is masked.
+# the end have rows of their own in `dk` and `dv`, which are not stored. The kernel for $dQ$ sums
+# over keys, and does need it: a key past the end has the score 0 and the weight $2^{-L}$. Where $L$
+# is very low that overflows, and $\infty \cdot 0$ is NaN.
 
 # %% tags=["copy"]
 @triton.jit
@@ -343,16 +346,12 @@ def flash_attention_dkdv_kernel(
 # %% [markdown]
 # ## Step 4: tiles that fit
 #
-# A program for keys holds `dk` and `dv`, twice what the forward holds. At $D = 128$ and 64 × 64,
-# four [warps](../glossary.md#warp), that is 128 registers a thread, and 64 for `p` and `dp`; of
-# 255. With 97 KiB of shared memory two programs fit an [SM](../glossary.md#sm): one multiplies
-# while the other computes exponentials. 128 keys and eight warps ask the same of a thread; alone on
-# its SM, it reads queries half as often. 128 × 128 [spills](../glossary.md#spill). Which is best?
+# A program for keys holds two accumulators, `dk` and `dv`. At $D = 128$ with tiles of 64 × 64 and four [warps](../glossary.md#warp) these are 128 registers a thread, `p` and `dp` another 64, and 255 is the limit. With 97 KiB of shared memory two programs fit an [SM](../glossary.md#sm): one can multiply while the other computes exponentials. With 128 keys and eight warps a thread needs as many registers, and one program fills the SM; it reads the queries half as often. 128 × 128 [spills](../glossary.md#spill). Which is best? The table below compares them.
 #
 # ## Launch
 #
 # Three kernels, one `autograd.Function`. What a descriptor cannot describe is copied *before* the
-# function: autograd takes the gradient back through the copy. $dO$ may have any strides as well.
+# function, so autograd takes the gradient back through the copy. $dO$, too, may have any strides.
 
 # %% tags=["copy"]
 # head_dim: BLOCK_M, BLOCK_N, num_warps, num_stages of the forward, for dq, and for dk and dv, whose
@@ -484,10 +483,10 @@ def flash_attention(
 # %% [markdown]
 # ## Is it right?
 #
-# `check` compares output and gradients with float64 and its autograd: one token, a block more or
-# less one, fewer keys than queries and more, scores so low that a forgotten mask overflows, tensors
-# in memory as `(B, S, H, D)`; results start as NaN. Errors are in percent of the rounding of the
-# largest number. In the interpreter float64 takes the same kernels, and `gradcheck` is asked.
+# `check` compares output and gradients with autograd in float64: one token, a block more or less
+# one, fewer keys than queries and more, scores so low that a forgotten mask overflows, tensors in
+# memory as `(B, S, H, D)`. Results start as NaN. Errors are in percent of the rounding of the
+# largest number. In the interpreter `gradcheck` tests the same kernels in float64.
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -545,7 +544,7 @@ if __name__ == "__main__":
 # Sixteen heads, and as many sequences as make 16,384 tokens; the backward pass alone. Before you
 # look: at 4,096 tokens and $D = 128$ the forward reached
 # {{ rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }}
-# TFLOP/s. What will kernels of seven products reach, when five are counted?
+# TFLOP/s. What will kernels reach that do seven products, when five are counted?
 
 # %% tags=["fold"]
 def bench(measure):
@@ -628,12 +627,12 @@ def bench(measure):
     yield benchmark("memory", "with its forward, 8 heads × 128, bfloat16", found, None)
 
 # %% [markdown]
-# {{ figure("flash_backward_d128_full", providers=["triton", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient"], caption="D = 128, full: ahead of flash attention 2 at every length; cuDNN, with five products, leads.") }}
+# {{ figure("flash_backward_d128_full", providers=["triton", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient"], caption="D = 128, full: ahead of flash attention 2 at every length; at 4,096 tokens cuDNN leads.") }}
 #
 # {% for name in ["flash_backward_d128_full", "flash_backward_d128_causal", "flash_backward_d64_full", "flash_backward_d64_causal"] %}
 # {% for r in rows(name, provider="triton") %}{{ claim(r.ms < row(name, provider="sdpa_flash", seq_len=r.seq_len).ms) }}{% endfor %}
 # {% endfor %}
-# TFLOP/s, and in brackets the share of cuDNN's rate:
+# Five sevenths of the forward's rate would be {{ (rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops * 5 / 7) | n(0) }} TFLOP/s. What the kernels reach, and in brackets the share of cuDNN's rate:
 #
 # | | 1,024 tokens | 4,096 tokens | 16,384 tokens |
 # |---|---|---|---|
@@ -641,7 +640,8 @@ def bench(measure):
 # | {{ label }} {% for n in [1024, 4096, 16384] %}{% set ours = row(name, provider="triton", seq_len=n) %}{% set best = row(name, provider="sdpa_cudnn", seq_len=n) %}| {{ ours.tflops | n(0) }} ({{ (best.ms / ours.ms * 100) | pct }}) {% endfor %}|
 # {% endfor %}
 #
-# Step by step at 4,096 tokens, each kernel by the products that it does itself:
+# Kernel by kernel at 4,096 tokens, rated by the products that each does itself. A name gives the
+# tile, queries × keys, then warps and stages; *first dkdv* is step 1 without its $dQ$:
 #
 # {{ table("flash_backward_steps", columns=["provider", "products", "ms", "tflops"]) }}
 #
@@ -652,10 +652,9 @@ def bench(measure):
 # {% set ours = row("flash_backward_d128_full", provider="triton", seq_len=4096) %}{% set best = row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
 # {% set odd = row("flash_backward_odd", provider="triton", seq_len=4097) %}{% set even = row("flash_backward_odd", provider="triton", seq_len=4096, n_keys=4096) %}
 # {{ claim(best.ms < 0.97 * ours.ms and odd.tflops > 0.85 * even.tflops) }}
-# **cuDNN** takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time. Kernels of that rank,
-# as [flash attention 3](https://arxiv.org/abs/2407.08608), do five products, $dQ$ added up in
-# memory, and start a product before they wait for the last. `tl` waits for $S$ before $dP$ may
-# start.
+# **cuDNN** takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time. Kernels of that rank, such as
+# [flash attention 3](https://arxiv.org/abs/2407.08608), do five products, with $dQ$ added up in memory, and start a product while
+# another runs. Triton's compiler waits for $S$ before it starts $dP$.
 #
 # **Odd lengths** pay for tiles that are not full:
 #
@@ -663,24 +662,27 @@ def bench(measure):
 #
 # ## What to remember
 #
-# 1. A matrix that one product rebuilds need not be stored: to recompute is faster, and smaller.
-# 2. A sum over what you have not may be one over what you have: $\delta = dO \cdot O$.
+# 1. A matrix that one product rebuilds need not be stored: computing it again can be faster.
+# 2. Look for another form of a sum that a tile cannot make: $\delta = dO \cdot O$.
 # 3. Give every sum one owner, and every run gives the same bits. Count what that costs.
 #
 # ## Exercises
 #
 # ??? question "1. A sink (ten minutes)"
-#     Let each row's softmax have one score more, $s_0$, with no value. What is $ds_0$? What else?
+#     Give the softmax of every row one more score $s_0$, a learned number that has no value to add.
+#     What is the gradient of $s_0$? What else changes?
 #
 #     ??? success "Answer"
-#         $dp_0 = 0$: $ds_0 = -p_0 \delta$, summed over queries. $L$ contains $s_0$; the rest stays.
+#         No value, so $dp_0 = 0$ and $ds_0 = -p_0 \delta$; sum it over the queries. $L$ now
+#         contains $s_0$, and all other formulas stay.
 #
 # ??? question "2. Fused again (an hour)"
-#     Let `flash_attention_dkdv_kernel` add its share of $dQ$ with `dq_desc.atomic_add`. How many
-#     registers are left at 128 × 64? Is it faster?
+#     Let `flash_attention_dkdv_kernel` add its share of $dQ$ with `dq_desc.atomic_add`. Do the
+#     registers suffice for 64 queries × 128 keys and eight warps? Is it faster?
 #
 #     ??? success "Answer"
-#         `dq` needs 32 more, and `ds.T` goes through shared memory: all 255, and some spill.
+#         `dq` needs 32 more, and `ds.T` goes through shared memory: all 255 are taken, and some
+#         values spill. It is faster if that and the atomics cost less than two products.
 #
 # ## Use it in your project
 #
@@ -693,4 +695,4 @@ def bench(measure):
 #
 # The file, or the block "Copy this kernel", needs torch and triton alone:
 # [`flash_attention`][examples.attention.flash_attention_backward.flash_attention]. Where cuDNN is
-# faster and its sums in any order will do, take `scaled_dot_product_attention`.
+# faster and gradients may differ from run to run, take `scaled_dot_product_attention`.

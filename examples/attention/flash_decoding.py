@@ -10,8 +10,8 @@
 # # Flash decoding: one token, a long memory
 #
 # A language model writes one token after the other. Keys and values of all tokens so far are kept,
-# in the [KV cache](../glossary.md#kv-cache); the new one has a single row of queries a head. The
-# [flash kernel](flash_attention.py) takes tiles of 128 rows: it would load 127 for nothing, and
+# in the [KV cache](../glossary.md#kv-cache); the new token has one row of queries for each head. The
+# [flash kernel](flash_attention.py) computes tiles of 128 rows: 127 of them would be empty, and
 # each head would be one [program](../glossary.md#program). 32 heads are 32 programs, on
 # {{ env.sms }} [multiprocessors](../glossary.md#sm). **How fast can one token be?**
 #
@@ -29,11 +29,11 @@
 # {{ claim(read.ms > 20 * 4 * 32 * 8192 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) }}
 # A number of the cache is 2 bytes, and takes part in one multiply-add for each of the $G = 4$ heads
 # that share it. The [arithmetic intensity](../glossary.md#arithmetic-intensity) is $G$ operations a
-# byte at any length, where the [roofline](../foundations/memory_hierarchy.py) bends near
+# byte at any length; the [roofline](../foundations/memory_hierarchy.py) bends near
 # {{ (matmul_tflops("bfloat16", 8192) / row("decoding_b64", provider="triton_read", seq_len=32768).tbps) | n(0) }}: FLOPs do not matter. **The floor is the bytes of the cache, read once.** The yardstick is a *read*, not
-# this site's usual copy: half a copy's bytes are writes, and those of a small one end in
-# [L2](../glossary.md#l2). As in [Reductions](../fusion/reductions.py), a kernel that loads the same
-# bytes and keeps one word in 4,096 is timed beside each row.
+# this site's usual copy: half the bytes of a copy are writes, and those of a small copy stay in
+# [L2](../glossary.md#l2). As in [Reductions](../fusion/reductions.py), a kernel that loads as many bytes, and stores one word for
+# each 4,096 that it loads, is timed beside each row.
 
 # %% tags=["copy"]
 import functools
@@ -47,8 +47,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 # %% [markdown]
 # ## The reference
 #
-# Each sequence of a batch has its own length (`seq_lens`); the cache has room for more, and what
-# lies beyond the length must not matter. A sequence without tokens gives 0.
+# Each sequence of a batch has its own length (`seq_lens`). The cache has room for more, and what
+# lies past the length must not matter. A sequence without tokens gives 0. `block_table`: step 4.
 
 # %%
 def flash_decoding_reference(q, k_cache, v_cache, seq_lens, *, block_table=None, scale=None):
@@ -70,8 +70,8 @@ def flash_decoding_reference(q, k_cache, v_cache, seq_lens, *, block_table=None,
 # ## Step 1: one program a head
 #
 # With one row of queries there is no matrix product left: a score is a row of $K$ times `q`,
-# summed. The rest is the [online softmax](../glossary.md#online-softmax), in powers of 2. Take the
-# program's keys from `_keys` as all keys for now, and `lse` as a by-product.
+# summed. The rest is the [online softmax](../glossary.md#online-softmax), in powers of 2. `_keys` says which keys are a program's
+# own, for now (`n_splits = 1`) all of its head's; the log-sum-exp that it stores is for step 2.
 
 # %% tags=["copy"]
 @triton.jit
@@ -115,29 +115,29 @@ def first_decoding_kernel(
     tl.store(part_ptr + part * HEAD_DIM + offs_d, out)
 
 # %% [markdown]
-# It is right, and slow: most of the chip has nothing to do, and the four heads of a group each read
-# the same keys. One fault at a time.
+# The result is right, with two faults: most of the chip has nothing to do, and the four heads that
+# share keys each read them. Mend one at a time.
 #
 # ## Step 2: split the keys, merge the parts
 #
-# Give the keys of a head to several programs. Each computes attention over its own part; what then
+# Divide the keys of a head among several programs. Each computes attention over its own part; what
 # is the whole? Part $i$ knows its maximum $m_i$, its sum $l_i = \sum_j 2^{s_j - m_i}$ and
-# $\mathit{acc}_i = \sum_j 2^{s_j - m_i} v_j$. Brought to a common maximum $m$, sums add up:
+# $\mathit{acc}_i = \sum_j 2^{s_j - m_i} v_j$. Corrected to the maximum $m$ of all, sums add up:
 #
 # $$
 # O = \frac{\sum_i 2^{m_i - m} \, \mathit{acc}_i}{\sum_i 2^{m_i - m} \, l_i} .
 # $$
 #
-# Of the three numbers two will do. Let a part finish its own softmax, $O_i = \mathit{acc}_i / l_i$,
-# and leave its [log-sum-exp](../glossary.md#log-sum-exp) $L_i = m_i + \log_2 l_i$. Then $2^{m_i}
-# l_i = 2^{L_i}$ is the part's share before normalisation, and
+# A part need not leave all three. Let it finish its own softmax, $O_i = \mathit{acc}_i / l_i$, and
+# leave that and its [log-sum-exp](../glossary.md#log-sum-exp) $L_i = m_i + \log_2 l_i$. Since $2^{m_i} l_i = 2^{L_i}$ and
+# $2^{m_i} \mathit{acc}_i = 2^{L_i} O_i$, the whole is
 #
 # $$
 # O = \sum_i w_i O_i, \qquad w_i = \frac{2^{L_i - m}}{\sum_j 2^{L_j - m}} :
 # $$
 #
-# **to merge is a softmax over parts**, with $m = \max_i L_i$. It is exact, and parts may be of any
-# size. One without keys has $L_i = -\infty$, weight 0.
+# **merging is a softmax over parts**, now with $m = \max_i L_i$. It is exact, and parts may be of
+# any size. A part without keys has $L_i = -\infty$ and the weight 0.
 #
 # Pen and paper, with the six keys of [Flash attention](flash_attention.py#a-softmax-that-never-sees-the-whole-row),
 # whose answer was 3. Which of the three parts weighs most?
@@ -159,12 +159,12 @@ if __name__ == "__main__":
     print(round(merge_by_hand([((3, 2), (4, 2)), ((1, 1), (8, 4)), ((5, 4), (3, 2))]), 4))
 
 # %% [markdown]
-# The weights are 12, 4 and 48 of 64, the sums $2^{L_i}$ themselves.
+# The last: the weights are 12, 4 and 48 of 64, and these numbers are the $2^{L_i}$.
 #
 # {{ diagram("flash_decoding_split") }}
 #
-# A second kernel merges, a program for each row of the output; one tile holds the parts of a row.
-# `gdc_wait` belongs to step 5.
+# A second kernel merges, with a program for each row of the output; one tile holds all parts of the
+# row. `gdc_wait` is for step 5.
 
 # %% tags=["copy"]
 # one compiled kernel for any number of parts
@@ -208,9 +208,9 @@ def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
 # ## Step 3: heads that share keys share a tile
 #
 # Let one program serve the four heads of a group: their queries become the rows of one tile, and
-# keys and values are loaded once for all. With rows there is a product again, for [tensor
-# cores](../glossary.md#tensor-core), and `tl.dot` wants 16 rows at least. So 12 of 16 are zeros.
-# Wasteful? The tensor cores have time to spare; what must not be wasted is bytes.
+# keys and values are loaded once for all. With rows there is a product again, for [tensor cores](../glossary.md#tensor-core). Their
+# smallest product has 16 rows, so 12 of 16 are zeros. That wastes arithmetic, of which there is
+# plenty, and no bytes.
 #
 # {{ diagram("flash_decoding_group") }}
 #
@@ -223,8 +223,8 @@ def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
 #
 # {{ diagram("flash_decoding_pages") }}
 #
-# In the kernel that is one more load: from keys to pages to places. A cache without pages is the
-# case of one page a sequence, as large as its room.
+# In the kernel that is one more load: from a block's keys to their pages, and so to their places.
+# A cache without pages needs no table: sequence `b` is page `b`.
 
 # %% tags=["copy"]
 @triton.jit(do_not_specialize=["n_splits", "capacity", "stride_table"])
@@ -284,35 +284,34 @@ def flash_decoding_kernel(
 
 # %% [markdown]
 # While a block is used the next ones are loaded ([pipelining](../glossary.md#pipelining)). With a
-# table the compiler spreads its stages over two loads in a row: it takes 5 of them to have as many
-# keys under way as 3 without, which the [shared memory](../glossary.md#shared-memory) of the
-# compiled kernels shows.
+# table two loads follow each other, the page's number and then its keys, and the compiler spreads
+# its stages over both: 5 stages have as many keys under way as 3 without a table. You can tell from
+# the [shared memory](../glossary.md#shared-memory) that the compiled kernels use.
 #
 # ## Step 5: how many parts, and who waits
 #
-# **How many.** {{ env.sms }} SMs hold three of these programs each; call that a
-# [wave](../glossary.md#wave). Count in the time of a block of keys: a program takes its blocks, and
-# about two more to begin and end. With $n$ parts for each of $P$ pairs of sequence and head,
+# **How many.** {{ env.sms }} SMs hold three of these programs each: together a
+# [wave](../glossary.md#wave). The unit of time is one block of keys: a program takes its blocks and
+# about two more, to begin and to end. With $n$ parts for each of $P$ pairs of sequence and KV head,
 #
 # $$
 # \text{time} \approx \lceil P n / \text{wave} \rceil \, (\lceil \text{blocks} / n \rceil + 2) ,
 # $$
 #
-# and `_splits` takes the best $n$, with 64 blocks a part at most, so that one long sequence among
-# short ones is spread. It looks at shapes alone, never at `seq_lens`: to know the lengths, the host
-# would have to wait for the GPU; and where sums are cut decides how they round, so a number that
-# depends on shapes gives the same bits in every run ([determinism](../glossary.md#determinism)).
+# and `_splits` takes the best $n$. A part has 64 blocks at most, so that one long sequence among
+# short ones is divided too. `_splits` looks at shapes alone, never at `seq_lens`. To read lengths,
+# the host would have to wait for the GPU. And where a sum is divided decides how it rounds: the
+# same shapes give the same division, so the same bits ([determinism](../glossary.md#determinism)).
 #
-# **Who waits.** The merge is launched behind the parts, starts when the last has ended, and loses
-# some microseconds. On [Hopper](../glossary.md#hopper) and later a kernel may be launched *early*:
-# its programs take their places while the first kernel still runs, and wait in `gdc_wait` until all
-# that it wrote can be seen.
+# **Who waits.** The merge is launched behind the parts and starts once the last has ended, so the
+# chip idles in between. On [Hopper](../glossary.md#hopper) and later a kernel may be launched *early*, if the one before allows it
+# (`gdc_launch_dependents`): its programs begin while the first kernel still runs, and wait in
+# `gdc_wait` until that has ended and all that it wrote is visible.
 #
-# **One launch?** The last program to arrive could merge, as in
-# [Reductions](../fusion/reductions.py#everything-two-stages-in-one-launch-or-atomics), in a fixed
-# order, so the bits stay. But the count that tells who is last must start at 0: a launch that
-# zeroes it is a second launch again, and two streams would share a count kept between calls. To add
-# up by [atomics](../glossary.md#atomic-operation) needs the maximum beforehand, and loses the bits.
+# **One launch?** The last program to arrive could merge, in a fixed order, as in [Reductions](../fusion/reductions.py#everything-two-stages-in-one-launch-or-atomics).
+# But the count that tells who is last must start at 0. To zero it in each call is a second launch
+# again; to keep it between calls fails where two streams use it at once. Adding parts up with
+# [atomics](../glossary.md#atomic-operation) would need the maximum beforehand, and has no fixed order.
 
 # %% tags=["copy"]
 # head_dim: BLOCK_N, num_warps, num_stages; keys of a block are 16 KiB
@@ -434,7 +433,7 @@ def flash_decoding(
 #
 # `check` compares with float64: one token, a block or a page more or less one, primes, none; groups
 # of 1 to 20 heads; pages of 16 and 24 tokens in random order; 1 to 5 parts. What must not be read
-# is NaN: keys and values beyond each length, pages not in use; the table's entries for them point
+# is NaN: keys and values past each length, and pages not in use. Table entries past a length point
 # nowhere. Scores grow along the keys, so parts differ in weight. Errors are in percent of the
 # rounding of 16-bit weights and output.
 
@@ -624,12 +623,12 @@ def bench(measure):
     yield benchmark("layers", "batch 1, 32 layers in a row", found)
 
 # %% [markdown]
-# {{ figure("decoding_b1", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "sdpa_math", "torch_unfused"], caption="Batch 1: from 8,192 tokens on close to a read of the same bytes; ahead of every backend of SDPA.") }}
+# {{ figure("decoding_b1", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "sdpa_math", "torch_unfused"], caption="Batch 1: from 8,192 tokens on close to a read of the same bytes, and ahead of SDPA's flash backend.") }}
 #
 # {% for name in ["decoding_b1", "decoding_b8", "decoding_b64"] %}{% for r in rows(name, provider="triton") if r.seq_len >= 8192 %}
 # {{ claim(row(name, provider="triton_read", seq_len=r.seq_len).ms / r.ms >= 0.88) }}{{ claim(r.ms < row(name, provider="sdpa_flash", seq_len=r.seq_len).ms) }}
 # {% endfor %}{% endfor %}
-# In percent of the read of the same bytes; in brackets the best of SDPA:
+# Speed in percent of a read of the same bytes; in brackets that of SDPA's best fused backend:
 #
 # | | 1,024 tokens | 8,192 tokens | 32,768 tokens |
 # |---|---|---|---|
@@ -637,7 +636,8 @@ def bench(measure):
 # | {{ label }} {% for n in [1024, 8192, 32768] %}{% set read = row(name, provider="triton_read", seq_len=n) %}{% set best = (rows(name, seq_len=n) | selectattr("provider", "in", ["sdpa_flash", "sdpa_cudnn", "sdpa_efficient"]) | map(attribute="ms") | min) %}| {{ (read.ms / row(name, provider="triton", seq_len=n).ms * 100) | pct }} ({{ (read.ms / best * 100) | pct }}) {% endfor %}|
 # {% endfor %}
 #
-# Step by step, batch 1: *split* is step 2, *grouped* step 3; *Triton* starts the merge early.
+# Step by step, batch 1: *first* is step 1, *split* step 2, *grouped* step 3, *pages* step 4;
+# *Triton* has the early merge of step 5.
 #
 # {{ table("decoding_steps", columns=["seq_len", "provider", "ms", "tbps"]) }}
 #
@@ -645,9 +645,9 @@ def bench(measure):
 # {% set ours, waits = row("decoding_steps", provider="triton", seq_len=8192), row("decoding_steps", provider="triton_grouped", seq_len=8192) %}
 # At 8,192 tokens splitting gains {{ (first.ms / split.ms) | times }}, sharing keys {{ (split.ms / waits.ms) | times }}, the early start {{ ((waits.ms - ours.ms) * 1000) | n(1) }} µs.{{ claim(first.ms > 3 * split.ms and split.ms > waits.ms and waits.ms >= ours.ms) }}
 #
-# {{ figure("decoding_splits", y="us", where={"seq_len": 8192}, logy=True, caption="Too few parts leave SMs idle, too many spend their time on starting and merging.") }}
+# {{ figure("decoding_splits", y="us", where={"seq_len": 8192}, logy=True, caption="By the number of parts, at 8,192 tokens: few leave SMs idle, many have to be started and merged.") }}
 #
-# 32 lengths from 256 to `longest`, room for 32,768. SDPA gets a mask, and reads all:
+# 32 sequences of 256 to `longest` tokens, with room for 32,768. SDPA gets a mask, and reads all:
 #
 # {{ table("decoding_ragged", columns=["longest", "provider", "ms", "tbps"]) }}
 #
@@ -657,8 +657,8 @@ def bench(measure):
 # **Short contexts.** 1,024 tokens are {{ ours.bytes | bytes }}, a read of {{ read.ms | ms }}; two
 # launches take {{ ours.ms | ms }}, and Python {{ ours.host_us | n(0) }} µs to make them
 # ({{ row("decoding_b1", provider="sdpa_flash", seq_len=1024).host_us | n(0) }} for SDPA's).{{ claim(ours.host_us * 1e-3 > ours.ms) }} A token passes
-# every layer, one attention after the other. So servers record the step as a [CUDA graph](../glossary.md#cuda-graph),
-# and replay it. That works as no choice of the host depends on `seq_lens`:
+# all layers, one attention after the other, and pays this in each. So servers record a step as a [CUDA graph](../glossary.md#cuda-graph),
+# and replay it. They can, as nothing that the host chooses depends on `seq_lens`. 32 layers:
 #
 # {{ table("decoding_layers", columns=["seq_len", "provider", "ms", "host_us"]) }}
 #
@@ -666,25 +666,25 @@ def bench(measure):
 #
 # 1. Count bytes first. One token reads its cache once: that is the floor, and FLOPs do not matter.
 # 2. A softmax over parts merges softmaxes: output and log-sum-exp are all that a part must leave.
-# 3. Choose the split from shapes. Then nothing waits for the GPU, and the bits are always the same.
+# 3. Choose the split from shapes: then the host never waits, and the bits are always the same.
 #
 # ## Exercises
 #
 # ??? question "1. A merge of merges (five minutes)"
 #     Merge the first two parts above into one, with a log-sum-exp of its own; then that with the
-#     third. Is the result the same? May a tree merge?
+#     third. Is the result the same? May parts be merged in pairs, as a tree?
 #
 #     ??? success "Answer"
 #         $O = (12 \cdot 10/3 + 4 \cdot 6) / 16 = 4$, $L = \log_2 (12 + 4) = 4$. With the third:
 #         $(16 \cdot 4 + 48 \cdot 8/3) / 64 = 3$. Any tree will do; each rounds in its own way.
 #
 # ??? question "2. The same bits, whoever else is served (twenty minutes)"
-#     A sequence alone and the same one in a batch of 64 may differ in the last bit. Why? Mend it.
+#     A sequence may differ in its last bit between a batch of 1 and one of 64. Why? Mend it.
 #
 #     ??? success "Answer"
-#         `n_splits` depends on the batch, and with it where sums are cut. Give each part as many
-#         keys whatever the batch: in `_keys` let `split` begin at `split * PART`, and launch
-#         `cdiv(capacity, PART)` of them. Parts past the end weigh 0.
+#         `n_splits` depends on the batch, and with it where sums are divided. Give each part the
+#         same number of keys whatever the batch: in `_keys` let `split` begin at `split * PART`,
+#         and launch `cdiv(capacity, PART)` parts. Those past the end weigh 0.
 #
 # ## Use it in your project
 #
@@ -696,4 +696,4 @@ def bench(measure):
 # ```
 #
 # [`flash_decoding`][examples.attention.flash_decoding.flash_decoding] needs torch and triton alone.
-# Servers bring such kernels of their own, as [Production](../production.md) lists.
+# Servers have such kernels of their own; [Production](../production.md) lists some.

@@ -9,14 +9,14 @@
 #
 # # Grouped heads, ragged batches: nothing padded, nothing copied
 #
-# [Flash attention](flash_attention.py) and [its backward](flash_attention_backward.py) want a rectangle: sequences of one length, a head of keys for each head of queries. Models have neither. Prompts differ in length; several query heads share a head of keys ([GQA](../glossary.md#gqa)); some layers see a *window* of recent tokens, some squash their scores. Pad, repeat, mask, and it all fits the rectangle. **What does the rectangle cost?**
+# [Flash attention](flash_attention.py) and [its backward](flash_attention_backward.py) take a rectangle: sequences of one length, and a head of keys for each head of queries. Models have neither. Prompts differ in length; several query heads share a head of keys ([GQA](../glossary.md#gqa)); in some layers a token sees only a *window* of recent ones, in some the scores are kept within bounds. Pad the sequences, repeat the heads, mask the scores, and it all fits the rectangle. **What does the rectangle cost?**
 #
 # {{ diagram("gqa_varlen_waste") }}
 #
 # ## What it costs
 #
 # Sixteen sequences, 16,384 tokens, many short, few long, as prompts are; 32 heads of queries, 8 of
-# keys, $D = 128$, 16 bits, causal. Before you read the output: how much of a batch is padding?
+# keys, $D = 128$, 16 bits, causal. Guess first: how much of the batch, padded, is padding?
 
 # %% tags=["copy"]
 import math
@@ -50,12 +50,11 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # Four tokens of five are padding, and as products grow with the square of a length, the rectangle
-# does ten times the work. Repeated heads cost memory, a kernel to copy and one to add gradients.
+# does ten times the work. Repeating heads costs memory, and kernels to copy and to add gradients.
 #
 # ## The reference
 #
-# A batch is *packed*: `q` is `(total_q, heads, D)`, sequence after sequence, and `cu_seqlens` says
-# where each begins, and the last ends ([flash-attn](https://github.com/Dao-AILab/flash-attention)'s names). A sequence may have more keys than queries, as for a chunk of a prompt after what is cached: their ends are aligned.
+# A batch is *packed*: `q` is `(total_q, heads, D)`, sequence after sequence, and `cu_seqlens`, here `ends_q` and `ends_k`, says where each begins and where the last ends (the names are [flash-attn](https://github.com/Dao-AILab/flash-attention)'s). A sequence may have more keys than queries, such as a piece of a prompt whose first part is cached. Its last query then has the place of its last key.
 
 # %%
 def flash_attention_varlen_reference(
@@ -80,20 +79,18 @@ def flash_attention_varlen_reference(
 # %% [markdown]
 # ## Step 1: a group reads one head
 #
-# In the forward, grouping is one division: the [program](../glossary.md#program) of query head `head` loads keys of head `head // group`. Programs of a group run side by side and find them in [L2](../glossary.md#l2). In the backward $dK$ and $dV$ are sums over the queries of all heads of the group, and every sum has [one owner](flash_attention_backward.py#step-2-two-kernels-two-owners): the program of a tile of keys walks over the first head's queries, then the second's. No atomics, and one order: runs give the same bits.
+# In the forward, grouping is one division: the [program](../glossary.md#program) of query head `head` loads the keys of head `head // group`. The programs of a group have neighbouring numbers, run at the same time and find these keys in [L2](../glossary.md#l2). In the backward, $dK$ and $dV$ are sums over the queries of all heads of the group. Every sum has [one owner](flash_attention_backward.py#step-2-two-kernels-two-owners): the program of a tile of keys walks over the queries of the first head, then of the second, and so on. There are no atomics, and the order is fixed: runs give the same bits.
 #
 # ## Step 2: whose tile is this?
 #
-# A [tile](../glossary.md#tile) must not span two sequences: $n$ rows make $\lceil n / B \rceil$ tiles. To count them, the host would
-# have to wait for the GPU, which has the lengths. It need not know. Give sequence $i$, from row
-# $c_i$ on, the *slots* from $\lfloor c_i / B \rfloor + i$ on:
+# A [tile](../glossary.md#tile) must not span two sequences: a sequence of $n$ rows has $\lceil n / B \rceil$ tiles of its own. How many programs are that in all? The lengths are on the GPU, and to read them the host would have to wait for it. But a bound is enough. Number the programs by *slots*, and let sequence $i$, which begins at row $c_i$, have those from $\lfloor c_i / B \rfloor + i$ on:
 #
 # {{ diagram("gqa_varlen_slots") }}
 #
-# These are as many as its tiles or one more. The host launches $\lfloor c_\text{last} / B \rfloor$
-# and one for each sequence, all known from shapes; programs of empty slots return at once.
+# A sequence has as many slots as tiles, or one more. In all: $\lfloor c_\text{last} / B \rfloor$
+# plus one a sequence, as the host knows from shapes. Programs of empty slots return at once.
 #
-# A program finds its sequence by halving, a load each step, a microsecond or two in all. To load all starts at once and count those passed is a single wait, and was our first version. But such a sum passes through [shared memory](../glossary.md#shared-memory), and the compiler no longer knows that all threads hold the same number. Addresses and loop bounds moved from the warp's *uniform* registers to each thread's own, 50 and more, and the forward [spilled](../glossary.md#spill). What is loaded from an address that all threads share stays uniform.
+# Which sequence is a slot's? A program searches `cu_seqlens` by halving, with one load a step: four loads for 16 sequences. Why not load all starts in one go, and count those that are not past the slot? That waits only once. But a sum over a block passes through [shared memory](../glossary.md#shared-memory), and then the compiler cannot tell that all threads hold the same number. What it knows to be the same, as a load from one address is, it keeps in *uniform* registers, one copy for each [warp](../glossary.md#warp). The rest takes registers of every thread: after such a sum all addresses and loop bounds do, and the forward [spills](../glossary.md#spill).
 
 # %% tags=["copy"]
 @triton.jit
@@ -113,9 +110,9 @@ def _owner(own_ptr, other_ptr, n_seqs, heads, BLOCK: tl.constexpr):
     return head, seq, tile * BLOCK, start, length, other, tl.load(other_ptr + seq + 1) - other
 
 # %% [markdown]
-# ## Step 3: an edge that moves
+# ## Step 3: a descriptor for every end
 #
-# A [descriptor](../glossary.md#descriptor) brings zeros past the edge of its tensor. Here every sequence has an edge, and behind it lies the next, not ours to read (NaN times a weight of 0 is NaN), surely not to write. A [trick of Triton's](https://github.com/triton-lang/triton/pull/7783) makes one descriptor do: *three* dimensions that step by rows, of which one ends, at $2^{30}$.
+# A [descriptor](../glossary.md#descriptor) brings zeros past the end of its tensor, and writes nothing there. Here each sequence has an end, and past it lies the next, which must not be written; nor read, since NaN times a weight of 0 is NaN. Must each sequence have a descriptor? A [trick of Triton's](https://github.com/triton-lang/triton/pull/7783) makes one do for all. It describes the rows by *three* dimensions, which all step by rows; of the first two no coordinate in use is out of bounds, and the third ends at $2^{30}$:
 #
 # | dimension | coordinate | moves the address by, in rows of stride $r$ |
 # |---|---|---|
@@ -123,8 +120,8 @@ def _owner(own_ptr, other_ptr, n_seqs, heads, BLOCK: tl.constexpr):
 # | stride $r$ | start + length | start + length |
 # | stride $r$, ends at $2^{30}$ | $2^{30}$ − length + row | $2^{30}$ − length + row |
 #
-# Together: start + row. And row = length is coordinate $2^{30}$, out of bounds: each load and store
-# brings its sequence's edge, and the copy engine keeps it.
+# The moves add up to start + row. And row = length has the third coordinate $2^{30}$, out of
+# bounds: each load or store says where its sequence ends, and the copy engine heeds it.
 
 # %% tags=["copy"]
 EDGE: tl.constexpr = tl.constexpr(2**30)
@@ -155,11 +152,11 @@ def _ragged(x: torch.Tensor, block: int) -> TensorDescriptor:
 # %% [markdown]
 # ## Step 4: a band
 #
-# Causal, windows to the left and right: all say that a row sees an interval of the other side, `left` before its place to `right` after it; causal is `right = 0`. A tile needs the blocks from its first row's start to its last row's stop. From its *last* row's start to its *first* row's stop all rows see all: blocks inside need no [mask](../glossary.md#mask).
+# Causal attention and windows are one thing: a row sees keys from `left` before its place to `right` after it, and causal means `right = 0`. So a tile of rows visits the blocks from where its first row starts to where its last row stops. Between the start of its *last* row and the stop of its *first*, all its rows see all keys: blocks in there need no [mask](../glossary.md#mask).
 #
 # {{ diagram("gqa_varlen_band") }}
 #
-# A key is seen from `right` before its place to `left` after it: the same functions, exchanged.
+# For a tile of keys exchange `left` and `right`. How many blocks does a window leave to visit?
 
 # %% tags=["copy"]
 @triton.jit
@@ -186,16 +183,16 @@ if __name__ == "__main__":
         print(f"{left:6,} before: {len(blocks):6,} of 32,768 blocks visited, {masks} with a mask")
 
 # %% [markdown]
-# ## Step 5: a lid on the scores
+# ## Step 5: scores within bounds
 #
 # A *soft-cap* $c$ keeps scores within $\pm c$ ([Gemma 2](https://arxiv.org/abs/2408.00118)): $s' = c \tanh(s / c)$. `tl` has no tanh, but
 # $\tanh x = 1 - 2 / (1 + e^{2x})$, also where $e^{2x}$ is 0 or infinite. With $t = \tanh(s/c)$ the
-# slope is $ds'/ds = 1 - t^2$: one factor more in $dS$. It is not free. The products of a score, $4D = 512$ operations, take a multiprocessor 1/8 of a cycle at $D = 128$, a special function [1/16](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions). The softmax needs one a score. The soft-cap needs two more, a power and a reciprocal: together longer than the products that hid the first.
+# slope is $ds'/ds = 1 - t^2$: one factor more in $dS$. What does it cost? At $D = 128$ the two products do $4D = 512$ operations for a score. An SM of an H200 does [4,096 a cycle](hopper_attention.py#count-cycles-not-bytes), so they take 1/8 of a cycle; a power or a reciprocal takes [1/16](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions). The softmax needs one a score, which the products can hide. The soft-cap needs two more, and three take longer than the products.
 #
 # ## The forward
 #
 # The loop is [the one you know](flash_attention_backward.py#what-the-forward-must-leave). With a soft-cap `s` holds $t$ after `_tanh`, and `scale_out` is
-# $c \log_2 e$. A sequence has whole slots of `PAD` rows of `lse`: tiles need no mask there.
+# $c \log_2 e$. `lse` has slots too, of `PAD` rows each: whole tiles fit, without a mask.
 
 # %% tags=["copy"]
 @triton.jit
@@ -246,9 +243,9 @@ def flash_attention_varlen_kernel(
 # %% [markdown]
 # ## The backward
 #
-# Two kernels, two owners. First $dQ$, which leaves $\delta$. For keys the loops over heads and
-# tiles are one: the next head's first tile is on its way while the last is multiplied. Without a
-# band, no mask: queries past the end are zeros, and add 0.
+# Two kernels, two owners. The one for $dQ$ runs first and leaves $\delta$. The one for keys has a
+# single loop over heads and tiles, so that the first tile of the next head is loaded while the last
+# of this one is multiplied. Without a window it needs no mask: queries past the end add 0.
 
 # %% tags=["copy"]
 @triton.jit
@@ -473,9 +470,9 @@ def flash_attention_varlen(
 # %% [markdown]
 # ## Is it right?
 #
-# `check` compares output and gradients with float64: sequences empty, of one token, with other
-# keys; groups of 1, 4, 8; windows below and above a block; soft-caps. One sequence is all NaN, and
-# no neighbour may notice. Errors are in percent of 1½ roundings of the largest number.
+# `check` compares output and gradients with float64: sequences that are empty, of one token, with
+# more or fewer keys; groups of 1 to 8; windows below and above a block; soft-caps. One sequence is
+# all NaN, its neighbours must not be. Errors are in percent of 1½ roundings of the largest number.
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -540,7 +537,7 @@ if __name__ == "__main__":
 # ## Is it fast?
 #
 # First sequences of one length, 16,384 tokens together, 32 heads of queries and 8 of keys, causal,
-# $D = 128$. *mha* has 32 heads of keys, *repeated* copies 8 to 32. Do fewer keys make it faster?
+# $D = 128$. *mha* has 32 heads of keys, *repeated* copies 8 to 32. Do fewer keys save time?
 
 # %% tags=["fold"]
 def bench(measure):
@@ -649,43 +646,46 @@ def bench(measure):
 # {% set ours = row("gqa_varlen_dense_forward", provider="triton", seq_len=4096) %}{% set mha = row("gqa_varlen_dense_forward", provider="triton_mha", seq_len=4096) %}{% set copied = row("gqa_varlen_dense_forward", provider="triton_repeated", seq_len=4096) %}{% set dense = rec("attention/flash_attention").row("attention_d128_causal", provider="triton", seq_len=4096) %}{{ claim(ours.ms < 1.03 * mha.ms and ours.ms < copied.ms and ours.tflops > 0.9 * dense.tflops) }}
 # {{ table("gqa_varlen_dense_forward", columns=["seq_len", "provider", "ms", "tflops"]) }}
 #
-# Hardly: the tensor cores set the pace. But copies cost. The kernel for rectangles reaches {{ dense.tflops | n(0) }} TFLOP/s at 4,096 tokens, this one {{ ours.tflops | n(0) }}. Padded to its longest, how much slower is a ragged batch?
+# Fewer keys are fewer bytes, but no fewer operations, and these set the pace: at 4,096 tokens {{ ours.ms | ms }} with 8 heads of keys, {{ mha.ms | ms }} with 32, and {{ copied.ms | ms }} where 8 are copied to 32. The kernel for rectangles reaches {{ dense.tflops | n(0) }} TFLOP/s, with 16 heads, this one {{ ours.tflops | n(0) }}.
 #
-# {{ figure("gqa_varlen_ragged_forward", providers=["triton", "triton_padded", "sdpa_cudnn", "torch_varlen", "flex"], caption="Ragged batches, rated by the work that is not padding: what is padded pays for it.") }}
+# Now ragged batches. How much slower are they when each sequence is padded to the longest?
+#
+# {{ figure("gqa_varlen_ragged_forward", providers=["triton", "triton_padded", "sdpa_cudnn", "torch_varlen", "flex"], caption="Ragged batches: the rate counts only work that is not padding, so what pads falls behind.") }}
 #
 # {% set ours = row("gqa_varlen_ragged_both", provider="triton", n_seqs=16) %}{% set padded = row("gqa_varlen_ragged_both", provider="triton_padded", n_seqs=16) %}{% set mask = row("gqa_varlen_ragged_forward", provider="flex_mask", n_seqs=16) %}{% for r in rows("gqa_varlen_ragged_forward", provider="triton") + rows("gqa_varlen_ragged_both", provider="triton") %}{{ claim(r.ms < row("gqa_varlen_ragged_" ~ r.benchmark.mode, provider="flex", n_seqs=r.n_seqs).ms) }}{% endfor %}{{ claim(padded.ms > 3 * ours.ms and padded.peak_bytes > 2 * ours.peak_bytes) }}
-# Forward and backward of 16 sequences: {{ (padded.ms / ours.ms) | times }} the time, {{ padded.peak_bytes | bytes }} of memory beside {{ ours.peak_bytes | bytes }}. FlexAttention compiles a mask written in Python into its kernel, and skips blocks by a table; to make the table, {{ mask.ms | ms }} a batch, is off the clock here.
+# For forward and backward of 16 sequences this kernel, padded, takes {{ (padded.ms / ours.ms) | times }} the time, and {{ padded.peak_bytes | bytes }} of memory in place of {{ ours.peak_bytes | bytes }}. *flex* is PyTorch's FlexAttention: it compiles a mask written in Python into its kernel, and skips blocks that a table marks as hidden. Making the table takes {{ mask.ms | ms }} a batch, which is not counted here.
 #
 # {{ table("gqa_varlen_ragged_both", columns=["n_seqs", "provider", "ms", "tflops", "peak_bytes"]) }}
 #
-# {{ figure("gqa_varlen_window_forward", y="ms", logy=True, caption="One sequence of 16,384 tokens: time follows the blocks visited, not the square of the length.") }}
+# {{ figure("gqa_varlen_window_forward", y="ms", logy=True, caption="One sequence of 16,384 tokens: the time follows the window, hence the blocks that are visited.") }}
 #
 # ## Where it loses, and why
 #
 # {% set all = row("gqa_varlen_window_forward", provider="triton", window=16384) %}{% set capped = row("gqa_varlen_window_forward", provider="triton_softcap", window=16384) %}{% for r in rows("gqa_varlen_window_forward", provider="triton") %}{{ claim(r.ms < row("gqa_varlen_window_forward", provider="flex", window=r.window).ms) }}{% endfor %}{{ claim(row("gqa_varlen_window_forward", provider="triton", window=1024).ms < all.ms / 4 and capped.ms > all.ms) }}{{ claim(row("gqa_varlen_dense_both", provider="sdpa_cudnn").ms < row("gqa_varlen_dense_both", provider="triton").ms) }}
 # {% set best = row("gqa_varlen_dense_both", provider="sdpa_cudnn") %}**cuDNN, where nothing is ragged**, needs {{ (best.ms / row("gqa_varlen_dense_both", provider="triton").ms * 100) | pct }} of the time, as on the [pages](flash_attention.py#where-it-loses-and-why) [before](flash_attention_backward.py#where-it-loses-and-why).
 #
-# **The soft-cap** takes the forward of 16,384 tokens from {{ all.ms | ms }} to {{ capped.ms | ms }}. **Order**: if the longest sequence comes last, much of the chip waits for the last tiles; *sorted* has it first. **Few heads of keys**: a short sequence with two has fewer programs for $dK$ than the chip has room for.
+# **The soft-cap** takes the forward of 16,384 tokens from {{ all.ms | ms }} to {{ capped.ms | ms }}. **Order**: if a long sequence comes last, its last tiles run on a chip that is otherwise idle; *sorted* has the longest first. **Few heads of keys**: a program for $dK$ serves a whole group, so a small batch with few heads has fewer such programs than the chip has room for.
 #
 # ## What to remember
 #
-# 1. Padding is paid in squares. Pack, and let each program find its sequence.
+# 1. Padding costs the square of a length. Pack, and let each program find its sequence.
 # 2. Heads, sequences, windows decide *which* blocks are visited. The loop stays as it was.
-# 3. What the compiler cannot prove the same for all threads, each of them keeps a copy of.
+# 3. A number that the compiler cannot prove to be the same in all threads takes a register of each.
 #
 # ## Exercises
 #
 # ??? question "1. Both sides (five minutes)"
-#     Which call gives each token 64 neighbours on either side? What does a tile of 128 visit?
+#     Which arguments give each token 64 neighbours on either side? What does a tile of 128 visit?
 #
 #     ??? success "Answer"
 #         `window_size=(64, 64)`. Keys `start - 64` to `start + 191`: four blocks of 64.
 #
 # ??? question "2. No maximum (thirty minutes)"
-#     With a soft-cap of 20, what can leave the loop?
+#     With a soft-cap of 20 and bfloat16, what does the loop no longer need? Why not float16?
 #
 #     ??? success "Answer"
-#         `row_max` and `alpha`: $e^{s'}$ is within $10^{\pm 9}$, and no sum of such overflows.
+#         `row_max` and `alpha`: $e^{s'}$ lies within $10^{\pm 9}$, and no sum of such numbers
+#         overflows. But weights are rounded to 16 bits, and float16 ends at 65,504.
 #
 # ## Use it in your project
 #

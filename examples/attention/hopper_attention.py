@@ -12,8 +12,8 @@
 # {% set before = rec("attention/flash_attention") %}
 # {% set tl, cudnn = before.row("attention_d128_full", provider="triton", seq_len=4096), before.row("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
 # [Flash attention](flash_attention.py) ended at {{ tl.tflops | n(0) }} TFLOP/s for 4,096 tokens and $D = 128$; cuDNN reached
-# {{ cudnn.tflops | n(0) }}, and a large matrix product {{ matmul_tflops("bfloat16", 8192) | n(0) }}. Memory is idle meanwhile, so the tensor
-# cores stand still. **What do they wait for, and why can nothing in `tl` mend it?**
+# {{ cudnn.tflops | n(0) }}, and a large matrix product {{ matmul_tflops("bfloat16", 8192) | n(0) }}. Memory does not explain the gap: attention moves few bytes for its operations.
+# **What do the tensor cores wait for, and why can nothing in `tl` mend it?**
 #
 # This page writes that forward again in [Gluon](../glossary.md#gluon), for one chip: Hopper
 # ([compute capability](../glossary.md#compute-capability) 9.0, H100 and H200). Gluon has no
@@ -21,38 +21,37 @@
 #
 # ## Count cycles, not bytes
 #
-# Each cycle an [SM](../glossary.md#sm) of an H200 can do 4,096 operations on its
-# [tensor cores](../glossary.md#tensor-core)
-# ([989 TFLOP/s](https://www.nvidia.com/en-us/data-center/h200/) over 132 SMs at 1.83 GHz),
+# Each cycle an [SM](../glossary.md#sm) of an H200 can do 4,096 operations on its [tensor cores](../glossary.md#tensor-core): half of
+# [1,979 TFLOP/s](https://www.nvidia.com/en-us/data-center/h200/), which are for sparse matrices, over 132 SMs at 1.83 GHz. It can do
 # [16 exponentials](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions),
-# or 128 ordinary operations, such as a maximum. One step of the loop, 128 queries and 128 keys:
+# and 128 multiply-adds or 64 maxima. One step of the loop, 128 queries and 128 keys:
 #
 # | cycles of one SM | $D = 128$ | $D = 64$ |
 # |---|---|---|
 # | both products, $4 \cdot 128 \cdot 128 \cdot D$ operations | 2,048 | 1,024 |
 # | 128 × 128 exponentials | 1,024 | 1,024 |
-# | scale, maximum, sum, rounding: about five operations a score | 640 | 640 |
+# | scale, maximum, sum, rounding: about the time of five multiply-adds a score | 640 | 640 |
 #
-# What share of the peak is left if products and softmax wait for each other? What if one runs under
-# the other? In turn: $2048 / (2048 + 1024 + 640) = 55\,\%$ at $D = 128$, and 38 % at 64. One under
-# the other, the longer sets the pace: at $D = 128$ the products, and the softmax is free; at
-# $D = 64$ the softmax, which allows about 60 % of the peak to the best of kernels.
+# What share of the peak is left if products and softmax wait for each other? What if they run at
+# the same time? In turn: $2048 / (2048 + 1024 + 640) = 55\,\%$ at $D = 128$, and 38 % at 64. At the
+# same time, the longer sets the pace. At $D = 128$ that is the products; the softmax is free. At
+# $D = 64$ it is the softmax: if its two rows take turns, products run at some 60 % of the peak.
 #
 # {{ diagram("hopper_timeline") }}
 #
-# So the goal is **another order**, not a faster softmax, and an order is what `tl` cannot state:
-# after `s = tl.dot(q, k.T)` the product is done, and what runs under what is up to the compiler.
+# So the goal is **another order**, not a faster softmax, and `tl` cannot state an order: you write
+# `s = tl.dot(q, k.T)`, and the compiler decides where it waits and what runs meanwhile.
 #
 # ## Gluon: the same compiler, one floor down
 #
-# Programs, blocks and masks are those you know. What `tl` decides for you, here you write:
+# Programs, blocks and masks are those you know. What Triton decides in `tl`, you write in Gluon:
 #
 # | | `tl` | Gluon |
 # |---|---|---|
 # | which thread holds which element | the compiler | a [layout](../glossary.md#layout) on each block |
 # | [shared memory](../glossary.md#shared-memory) | the compiler | `allocate_shared_memory` |
 # | a block arrives | `load`; `num_stages` | [TMA](../glossary.md#tma) copies it to a buffer; a *barrier* tells when it is there |
-# | a product | `tl.dot` | `warpgroup_mma` starts it ([wgmma](../glossary.md#wgmma)); `warpgroup_mma_wait(n)` returns when at most `n` run |
+# | a product | `tl.dot` | `warpgroup_mma` starts it ([wgmma](../glossary.md#wgmma)); `warpgroup_mma_wait(n)` returns when at most `n` are still running |
 # | who does what | all warps alike | `warp_specialize`: groups of [warps](../glossary.md#warp), each with its function and [registers](../glossary.md#register) |
 
 # %% tags=["copy"]
@@ -72,9 +71,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 # %% [markdown]
 # ## The reference
 #
-# More than before: a head of keys may serve several of queries (*grouped-query attention*), and
-# keys may be more or fewer than queries; causal then aligns the ends. A query that sees no key
-# gives 0.
+# Two things are new. A head of keys may serve several heads of queries ([GQA](../glossary.md#gqa)). And there may be more or fewer keys than queries: the last query then has the place of the last key, and a causal query that sees no key gives 0.
 
 
 # %%
@@ -94,17 +91,18 @@ def hopper_attention_reference(q, k, v, causal=False, scale=None):
 # ## A warp that only loads
 #
 # One warp, the *producer*, asks for blocks; the others, the *consumers*, compute. Between them lies
-# a **ring** of buffers: filled in the order 0, 1, 0, 1, …, read in the same order, and kept apart
-# by two barriers a slot. `full` completes when as many bytes have arrived as the producer announced
+# a **ring** of buffers, or *slots*: filled in the order 0, 1, 0, 1, …, and read in the same order.
+# Each slot has two [barriers](../glossary.md#mbarrier). `full` completes when as many bytes have arrived as the producer announced
 # with `expect`; consumers wait for it before they read. `free` completes when each consumer has
 # called `arrive`; the producer waits for it before it fills the slot again.
 #
 # {{ diagram("hopper_ring") }}
 #
-# A complete barrier moves on to its next *phase*, and you wait for a phase by its parity: in a ring
-# of two, step 5 is slot 1, turn 2, parity 0. The producer waits with the other parity, and so
-# passes its first turn at once. Queries have a ring of their own, two tiles deep: the next tile's
-# arrive while this one is computed. `LAG` is for rung 3; until then it is 0.
+# A barrier that completes begins its next *phase*, and you wait for a phase by its parity. Phases
+# count from 0, and so do the turns of a slot: in a ring of two, step 5 is slot 1, turn 2, parity 0.
+# The producer waits for the phase *before* its turn, so with the other parity; before turn 0 that
+# counts as complete, and a slot that nobody has used is free. Queries have a ring of their own, two
+# tiles deep: the next tile's arrive while this one is computed. `LAG` is 0 until rung 3.
 
 
 # %% tags=["copy"]
@@ -174,34 +172,30 @@ def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
 
 
 # %% [markdown]
-# The [descriptors](../glossary.md#descriptor) are four-dimensional and come from the host. Rows
-# past a head's end arrive as zeros, rows past the output's end are not written: no mask for either.
+# The [descriptors](../glossary.md#descriptor) are four-dimensional and come from the host. Rows past a head's end arrive as
+# zeros, and rows past the output's end are not written: only scores will need a mask.
 #
 # ## Rungs 1 and 2: one consumer, two consumers
 #
-# Rung 1 is the loop of the page before with its waits in view (`LAG = 0` in the code below): start
-# $S = QK^\top$, wait, softmax, start $PV$, wait. Its one consumer, eight warps for a tile of 128
-# queries, marches in step. 55 %, we said. Rung 2 splits the tile: two consumers of four warps (a
-# *warpgroup*, what a wgmma needs), 64 queries and an accumulator each. When one waits for a product
-# the other can compute exponentials. Nobody tells them to alternate; they fall into it, since the
-# tensor cores serve one after the other.
+# Rung 1 is flash attention's loop with its waits in view (`LAG = 0` in the code below): start
+# $S = QK^\top$, wait, softmax, start $PV$, wait. One consumer of eight warps computes a tile of 128
+# queries, and no product runs during its softmax: 55 % at best. Rung 2 splits the tile between two
+# consumers, each with four warps (a *warpgroup*, which a wgmma needs), 64 queries and an
+# accumulator. While one waits for a product the other can compute exponentials. Nothing makes them
+# alternate, but they tend to: the tensor cores serve one first, and the other stays behind it.
 #
-# ## Rung 3: the softmax under its own product
+# ## Rung 3: the softmax begins under its own product
 #
-# Still both may be in their softmax at once. But a consumer has independent work of its own: step
-# $j$'s softmax needs $S_j$, and the product $P_{j-1}V_{j-1}$ only what step $j - 1$ left behind. So
-# start both, then compute (`LAG = 1`: values travel one step after their keys):
+# Now and then both consumers are still in their softmax at once. But each has a product that need
+# not wait for it: the softmax of step $j$ needs $S_j$, and $P_{j-1}V_{j-1}$ only what step $j - 1$
+# left. So start both products, then compute (`LAG = 1`: values travel one step after their keys):
 #
 # 1. start $S_j$; correct `acc` by the last `alpha`, and start adding $P_{j-1} V_{j-1}$ to it;
-# 2. wait for $S_j$ alone: its row maxima are found while the second product runs;
-# 3. wait for `acc`; give the slot, which held $K_j$ and $V_{j-1}$, back; exponentials, sums, $P_j$.
+# 2. wait for $S_j$ alone, and find its row maxima while the second product runs;
+# 3. wait for `acc`, free the slot of $K_j$ and $V_{j-1}$, and compute exponentials, sums and $P_j$
+#    while the products of the other consumer run.
 #
-# **Layouts.** A warpgroup's result has 64 rows (`SCORES`, `ACC`); a thread holds parts of two, and
-# of every eight columns the pair at its *place* among four threads. `WEIGHTS`, how wgmma wants its
-# left operand, puts the same numbers into the same thread: scores become weights without moving.
-# One number a row is `SliceLayout(1, SCORES)`. `_row_sums` adds up what a thread holds and leaves
-# the rest for the tile's end; `_masked` compares so that column numbers are constants of the code.
-# In registers they made $D = 64$ [spill](../glossary.md#spill).
+# **Layouts.** `SCORES` and `ACC` say how wgmma leaves its result: a thread has parts of two of a warpgroup's 64 rows, and of every eight columns the pair at its *place* among four threads. `WEIGHTS`, how wgmma wants its left operand, has the same numbers in the same threads, so scores become weights without moving. A vector of one number a row has the layout `SliceLayout(1, SCORES)`: that of the scores, without columns. `_row_sums` adds up what each thread holds; threads add up theirs at the end of a tile. `_masked` splits a column's number into place and a constant of the code. As numbers in registers, columns made $D = 64$ [spill](../glossary.md#spill).
 
 
 # %% tags=["copy"]
@@ -382,24 +376,26 @@ def hopper_attention_kernel(
 
 
 # %% [markdown]
-# A wait holds what its `deps` name; other arithmetic the compiler may move. One wait here waits for
-# nothing (one product may run, and one does), but keeps the correction behind the start of $S_j$.
+# What a wait names in `deps` is used after it; other arithmetic the compiler may move past it. One
+# wait here waits for nothing (one product may run, and one does): its `deps` keep the correction of
+# `acc` behind the start of $S_j$.
 #
-# **Registers** decide the tile. An SM has 65,536: two consumers at 240 a thread and the loader's
-# warps, which give theirs up, at 24. At $D = 64$ `acc` is half as large, and three consumers at 160
-# fit: more exponentials in flight, but coarser tiles, so for many keys only.
+# **Registers** limit the tile. An SM has 65,536. Two consumers of 128 threads take 240 a thread;
+# the loading warp is given as many threads, and keeps 24 for each: 64,512 in all. At $D = 64$ `acc`
+# is half as large, and three consumers fit at 160: more exponentials at a time, but tiles of 192
+# queries, taken only where keys are many.
 #
 # ## Rung 4: who takes which tile
 #
 # With one program for each tile, every tile begins with an empty ring and ends with idle tensor
 # cores. A [persistent kernel](../glossary.md#persistent-kernel) has as many programs as SMs, each
-# with a list of tiles: while one is stored the next is loading. In which order?
+# with a list of tiles: while one is stored the next is loading. Who takes which, in what order?
 #
 # {{ diagram("hopper_schedule") }}
 #
 # *Longest first, each to whoever is free earliest*, in groups of heads whose keys and values fit a
-# part of [L2](../glossary.md#l2). All of it is known before the launch: a table, made once a shape
-# on the host and kept. The kernel does not know how; rung 3 is this kernel with one tile a program.
+# part of [L2](../glossary.md#l2). Lengths are known before the launch, so the host plans: it makes a table for each shape, once,
+# and the kernel follows it. Rung 3 is the same kernel with one tile a program.
 
 
 # %% tags=["copy"]
@@ -548,7 +544,7 @@ def hopper_attention(
 #
 # Every rung against float64: blocks and tiles that are not full, fewer keys than queries and more,
 # shared heads, queries that see no key, huge scores, maxima that rise whichever way the loop goes.
-# Outputs lie in frames. Errors are in percent of the rounding of weights and output.
+# Outputs lie in frames of NaN. Errors are in percent of the rounding of weights and output.
 
 
 # %% tags=["fold"]
@@ -613,7 +609,7 @@ if __name__ == "__main__":
 # ## Is it fast?
 #
 # Sixteen heads, and as many sequences as make 16,384 tokens; single launches, cool. Before you
-# look: which rung gains most, and which one mainly if the attention is causal?
+# look: which rung gains most, and which is mainly for causal attention?
 
 
 # %% tags=["fold"]
@@ -645,11 +641,11 @@ def bench(measure):
 
 
 # %% [markdown]
-# {{ figure("hopper_d128_full", providers=["triton", "triton_one", "triton_two", "triton_overlap", "sdpa_cudnn"], caption="D = 128, full: with the softmax under the product, past cuDNN.") }}
+# {{ figure("hopper_d128_full", providers=["triton", "triton_one", "triton_two", "triton_overlap", "sdpa_cudnn"], caption="D = 128, full: with the softmax under the product, past cuDNN from 4,096 tokens on.") }}
 #
-# {{ figure("hopper_d128_causal", providers=["triton", "triton_one", "triton_two", "triton_overlap", "sdpa_cudnn"], caption="D = 128, causal: who takes which tile counts as much as what runs under what.") }}
+# {{ figure("hopper_d128_causal", providers=["triton", "triton_one", "triton_two", "triton_overlap", "sdpa_cudnn"], caption="D = 128, causal: tiles of unequal length, which rung 4 deals out longest first.") }}
 #
-# TFLOP/s at 4,096 tokens; the last two columns back to back, at the lower clock of the power limit:
+# TFLOP/s at 4,096 tokens, rung by rung; *hot* is back to back, at the clock that the power allows:
 # {% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for n in [4096, 16384] %}{{ claim(row("hopper_" ~ kind, provider="triton", seq_len=n).ms * 1.02 < row("hopper_" ~ kind, provider="sdpa_cudnn", seq_len=n).ms) }}{% endfor %}{% endfor %}
 #
 # | | one | two | overlap | all | cuDNN | all, hot | cuDNN, hot |
@@ -658,36 +654,40 @@ def bench(measure):
 # | {{ kind.replace("d", "D = ").replace("_", ", ") }} {% for p in ["triton_one", "triton_two", "triton_overlap", "triton", "sdpa_cudnn"] %}| {{ row("hopper_" ~ kind, provider=p, seq_len=4096).tflops | n(0) }} {% endfor %}{% for p in ["triton", "sdpa_cudnn"] %}| {{ row("hopper_" ~ kind, provider=p, seq_len=4096).tflops_hot | n(0) }} {% endfor %}|
 # {% endfor %}
 #
-# Of the library's matrix rate, full attention at $D = 128$ reaches {{ row("hopper_d128_full", provider="triton_one", seq_len=4096).percent | pct }} on rung 1, {{ row("hopper_d128_full", provider="triton", seq_len=4096).percent | pct }} on the last.
-# What warps wait for on each, and how long tensor cores work, tells `ncu --set full`.
+# Of the library's matrix rate, full attention at $D = 128$ reaches {{ row("hopper_d128_full", provider="triton_one", seq_len=4096).percent | pct }} on rung 1 (we counted 55 % of the peak), {{ row("hopper_d128_full", provider="triton", seq_len=4096).percent | pct }} on the last.
+# NVIDIA's profiler, `ncu --set full`, shows for each rung what its warps wait for.
 #
 # ## Where it loses, and what survives
 #
 # {% set odd, even = row("hopper_d128_full", provider="triton", seq_len=4097), row("hopper_d128_full", provider="triton", seq_len=4096) %}
 # {% for kind in ["full", "causal"] %}{{ claim(row("hopper_d128_" ~ kind, provider="triton", seq_len=4097).tflops > 0.85 * row("hopper_d128_" ~ kind, provider="triton", seq_len=4096).tflops) }}{% endfor %}
-# One token more than whole tiles costs little: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097. **Short sequences** are slower:
-# a tile's first softmax and last product hide under nothing. **Small work** waits for the host, {{ row("hopper_d128_full", provider="triton", seq_len=512).host_us | n(0) }} µs a call
-# and for new lengths milliseconds more. **Power**: under this load the clock sinks, and little is
-# left at $D = 128$. **Other chips**: Ampere has neither wgmma nor TMA, Blackwell keeps accumulators
-# elsewhere. Counting, ring and longest-first survive; this code does not.
+# One token more than whole tiles costs little: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097. **Short sequences** pay
+# more for what nothing hides, a tile's first softmax and last product. **Small work** waits for the host, {{ row("hopper_d128_full", provider="triton", seq_len=512).host_us | n(0) }} µs a call,
+# and more for a new shape, which needs its table. **Power**: the busier the units, the lower the
+# clock; compare the hot columns. **Other chips**: Ampere has neither wgmma nor TMA, and Blackwell
+# another matrix instruction. Counting, ring and longest-first survive; this code does not.
 #
 # ## What to remember
 #
-# 1. Count each unit's cycles. Their sum is a loop in turn, their maximum the best there is.
-# 2. State the order that you want in what depends on what: start, start, wait for one, wait.
-# 3. Give warps roles, and let barriers say when. Then who does what, and when, is data.
+# 1. Count each unit's cycles. Their sum is the time in turn, their maximum the best of any order.
+# 2. Start what depends on nothing new, then wait only for what you need: start, start, wait, wait.
+# 3. Give warps roles, and let barriers say when. Then a table can say who does what.
 #
 # ## Exercises
 #
-# ??? question "1 (easy): a third stage for the ring, `STAGES = 3`. Does it fit? Does it help?"
-#     ??? success "Answer"
-#         At $D = 128$ a stage is 64 KB, queries and outputs take 96: no. At 64 it fits and gains
-#         nothing: the producer is a block ahead already, which is all that a ring is for.
+# ??? question "1. A third stage (five minutes)"
+#     Give the ring three slots, `STAGES = 3`. Do they fit? Would you expect a gain?
 #
-# ??? question "2 (hard): no table. Let programs draw their next tile from a counter in memory."
 #     ??? success "Answer"
-#         The producer draws with `gl.atomic_add` and passes the number on through a small ring in
-#         shared memory. Who draws past the end stops, and the last to do so resets the counter.
+#         At $D = 128$ a slot is 64 KiB, queries and output are 96: 288 of 227. At 64 they fit, but
+#         two suffice as long as a block arrives while one is used.
+#
+# ??? question "2. No table (two hours)"
+#     Let programs draw their next tile from a counter in memory.
+#
+#     ??? success "Answer"
+#         The producer draws with `gl.atomic_add`, and passes the number on through a small ring.
+#         Whoever draws past the end stops; the last to do so sets the counter back.
 #
 # ## Use it in your project
 #
@@ -696,4 +696,4 @@ def bench(measure):
 # out, lse = hopper_attention(q, k, v, causal=True, return_lse=True)  # (B, H, S, D), D 64 or 128
 # ```
 #
-# API: [`hopper_attention`][examples.attention.hopper_attention.hopper_attention]. On other GPUs use the [page before](flash_attention.py).
+# See [`hopper_attention`][examples.attention.hopper_attention.hopper_attention]. On other GPUs use [`flash_attention`](flash_attention.py).

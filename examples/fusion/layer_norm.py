@@ -17,17 +17,16 @@
 # \hat x_j = \frac{x_j - \mu}{\sqrt{\sigma^2 + \varepsilon}},\; y_j = \gamma_j \hat x_j + \beta_j
 # $$
 #
-# Forward that is a [softmax](softmax.py) with other sums, and a variance that can be computed in a
-# way that destroys it. But the gradient of $\gamma$ sums down the *columns*, while each
-# [program](../glossary.md#program) owns rows. **How do all of them add to the same 8,192 numbers,
+# Forward that is a [softmax](softmax.py) with other sums, and with a variance, which can be computed
+# in a way that loses all digits. But the gradient of $\gamma$ sums down the *columns*, while each
+# [program](../glossary.md#program) owns rows. **How do all programs add to one sum for each column,
 # fast, and with the same bits every time?**
 #
 # ## What it costs: 24 LayerNorms in one BERT forward
 #
 # BERT-base has twelve blocks with two LayerNorms each ([Devlin et al.,
 # 2018](https://arxiv.org/abs/1810.04805)). 32 sequences of 512 tokens are a matrix of 16,384 rows
-# and 768 columns, {{ (16384 * 768 * 2) | bytes }} in bfloat16. Count in `layer_norm_reference`, below, how often its seven
-# operations read and write such a matrix: seven times and five. One fused kernel: once and once.
+# and 768 columns, {{ (16384 * 768 * 2) | bytes }} in bfloat16. Count in `layer_norm_reference`, below, how often its seven operations read such a matrix, and how often they write one: seven times and five. A fused kernel reads once and writes once.
 #
 # {% set matrix = 16384 * 768 * 2 %}
 # {% set bert = row("layer_norm_forward", provider="triton", n_cols=768) %}
@@ -107,8 +106,8 @@ if __name__ == "__main__":
 #
 # {{ diagram("layer_norm_cancellation") }}
 #
-# Subtract first, square afterwards, and the digits survive. A row in
-# [registers](../glossary.md#register) costs nothing to look at twice.
+# Subtract first, square afterwards, and the digits survive. If the row lies in
+# [registers](../glossary.md#register), the second pass over it costs no trip through memory.
 #
 # ## Step 1: one row a program
 #
@@ -145,17 +144,17 @@ def layer_norm_row(x, weight, bias, eps=1e-5):
 # - **Whole vectors.** A thread moves 16 bytes at once only where they begin at a multiple of 16 and
 #   are masked alike. `_align` divides by 8 and multiplies by 8: the same number, but now the
 #   compiler *knows* the factor. So a width of 1,000, which is no multiple of 16, is fast.
-# - **No idle lanes.** A block is a power of two. Of 8,192 lanes 5,120 columns leave three in eight
-#   idle, which take their turns all the same: so 4,096, and a `REST` of 1,024.
+# - **No idle lanes.** A block is a power of two. 5,120 columns would leave three in eight of 8,192
+#   lanes idle, and idle lanes take time too. So it is a block of 4,096 and a `REST` of 1,024.
 # - **Odd widths** (`PEEL`). Of 12,289 columns, most rows begin off a boundary. The blocks take
-#   whole vectors from the first boundary on; the rest, the edge, is up to 7 numbers at either end.
-# - **Held as they came**: float32 takes twice the registers of bfloat16; `_hold` makes the compiler
-#   convert again rather than keep both.
+#   whole vectors from the first boundary on; up to 7 numbers at either end, the *edge*, are left.
+# - **Held as they came.** As float32 a row takes twice the registers that it takes as bfloat16.
+#   `_hold` makes the compiler keep the bfloat16 numbers, and convert them at each use.
 #
 # **A row too long for one program** is shared: `PARTS` programs hold a part each, publish its mean
-# and $M$, wait for those of the others, and merge them by Welford's rule. Can it hang? Programs
-# take places by *ticket*, in the order in which they start. So whoever waits, waits for programs
-# that run or are next: those before them need nobody else, finish, and make room.
+# and $M$, wait for those of the others, and merge them by Welford's rule. Can it hang, if a part
+# finds no room to start? Programs draw their place as a *ticket*, when they start. So all parts of
+# earlier rows have started, wait for nobody else, and finish: that makes room for the next.
 
 # %% tags=["copy"]
 @triton.jit
@@ -333,25 +332,26 @@ def layer_norm_forward(x, weight, bias, eps, y, stats=None) -> None:
 # - **Atomics.** Each row is added with `tl.atomic_add`: at 8,192² 134 million additions to 64 KiB,
 #   in the order in which programs finish, which **changes the bits**.
 # - **A lock.** [Triton's tutorial](https://triton-lang.org/main/getting-started/tutorials/05-layer-norm.html)
-#   adds row $i$ to buffer $i \bmod G$ under a lock. Whoever comes second spins, the bits follow the
+#   adds row $i$ to buffer $i \bmod G$ under a lock. Programs wait for it, the bits follow the
 #   order of arrival, and a copy without a barrier [erred in 99 runs of 100](https://github.com/meta-pytorch/tritonbench/pull/1266).
-# - **Two stages.** A few programs, each with many rows and **sums of its own in registers**,
-#   written at its end; a second, small kernel adds them in a fixed order. Liger's kernel [became 5
-#   to 12 times faster](https://github.com/linkedin/Liger-Kernel/pull/945) when it left atomics.
+# - **Two stages.** A few programs take many rows each, keep **sums of their own in registers**, and
+#   write them at the end; a second, small kernel adds these in a fixed order. Liger's kernel became
+#   [5 to 12 times faster](https://github.com/linkedin/Liger-Kernel/pull/945) on large inputs when it left atomics.
 #
 # {{ diagram("layer_norm_stages") }}
 #
 # The first stage is a [persistent kernel](../glossary.md#persistent-kernel): as many programs as run at once, each
-# walking down the rows, with sums that live as long. Three things keep the price down:
+# walking down the rows with its sums in registers. Three things keep the price down:
 #
 # - **Few programs, much work each.** Two float32 sums of 8,192 columns are 64 KiB, a quarter of an
-#   [SM](../glossary.md#sm)'s registers. Of 16,384 half: so the weight is loaded each time (`KEEP`).
-# - **The next rows are on their way.** `num_stages` in `tl.range` makes the compiler fetch them
+#   [SM](../glossary.md#sm)'s registers. Those of 16,384 take half, so the weight is not kept but loaded for each row (`KEEP`).
+# - **Rows are fetched ahead.** `num_stages` in `tl.range` makes the compiler load the next ones
 #   into [shared memory](../glossary.md#shared-memory) ([pipelining](../glossary.md#pipelining)).
-# - **Both row sums in one go.** In pairs they need one meeting of the [warps](../glossary.md#warp), not two.
+# - **Both row sums at once.** Reduced as a pair, they make the [warps](../glossary.md#warp) meet once, not twice.
 #
-# A longer row is shared as before, by a line of assembly: a `while` would end the pipelining. Of an
-# odd width a program takes rows a multiple of 8 `apart`, which begin alike; edges come unpipelined.
+# A row too long for one program is shared as before. It waits in a line of assembly, as a `while`
+# would end the pipelining. If the width is odd, a program's rows are a multiple of 8 `apart` and
+# begin at the same place of a vector; their edges are loaded without pipelining.
 
 # %% tags=["copy"]
 @triton.jit
@@ -549,8 +549,8 @@ def layer_norm(
 # ## Is it right?
 #
 # `check` compares with float64. One row lies at +100, one is constant. Inputs are slices of wider
-# matrices, outputs poisoned with NaN, and the backward runs twice: the same bits must come. Printed
-# is the largest error in percent of the rounding of the type.
+# matrices, outputs poisoned with NaN, and the backward runs twice: the same bits must come. It
+# prints the largest errors, in percent of the rounding of the type.
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -604,7 +604,7 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Is it fast?
 #
-# Forward moves two matrices, with the gradient five. Predict: which comes closer to a copy?
+# Forward moves two matrices, with the gradient it is five. Predict: which comes closer to a copy?
 
 # %% tags=["fold"]
 def bench(measure):
@@ -655,7 +655,7 @@ def bench(measure):
 #
 # ## Where it loses, and why
 #
-# - **Small inputs**, 16 rows of 768: [the host](../glossary.md#launch-overhead) counts, torch's is C++.
+# - **Small inputs**, 16 rows of 768: the time is [the host's](../glossary.md#host-time), and torch's host code is C++.
 #
 # {{ table("layer_norm_forward_small", columns=["provider", "ms", "host_us"]) }}
 #
@@ -667,15 +667,15 @@ def bench(measure):
 # {{ figure("layer_norm_forward", providers=["triton", "triton_one_row"],
 #    caption="Step 1 falls where lanes idle, vectors break or registers end; step 2 holds.") }}
 #
-# - **Odd widths**: 12,289 columns come to {{ odd.percent | pct }} of a copy. Weight and bias begin elsewhere than
-#   rows, so the forward loads them one by one. Pad such a model, if it is yours.
-# - **Few rows**, 4,096 of 16,384 columns: {{ row("layer_norm_gradient_few", provider="triton").percent | pct }} of a copy, for start and end show.
+# - **Odd widths**: 12,289 columns come to {{ odd.percent | pct }} of a copy. Rows begin within vectors, weight and
+#   bias do not, so the forward loads these number by number. Pad the width, if the model is yours.
+# - **Few rows**, 4,096 of 16,384 columns: {{ row("layer_norm_gradient_few", provider="triton").percent | pct }} of a copy, since start and end take a larger share.
 #
 # ## What to remember
 #
 # 1. Subtract the mean before you square; merge parts with Welford's rule.
 # 2. Sums across programs: few programs, sums in registers, added at the end in a fixed order.
-# 3. Count the trips: two forward, five with the gradient. Whoever needs more leaves an opening.
+# 3. Count the trips: two forward, five with the gradient. What needs more can be made faster.
 #
 # ## Exercises
 #

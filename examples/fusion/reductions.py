@@ -11,16 +11,16 @@
 #
 # A loss adds up a batch, a bias gradient adds up rows, a token is the largest of 128,256 logits.
 # Here one output depends on a billion inputs, and [programs](../glossary.md#program) neither wait
-# for each other nor run in a fixed order. **Who adds what to what, how fast, and is it the same
-# tomorrow?**
+# for each other nor run in a fixed order. **Who adds what to what, how fast, and will the result be
+# the same tomorrow?**
 #
 # ## What a reduction must cost
 #
 # {% set read = row("row_sum", provider="triton_read", n_cols=16384) -%}
 # The sums of 32768 rows of 16384 bfloat16 numbers read {{ read.bytes | bytes }} and write 64 KiB. A
 # copy, this site's usual [ceiling](../glossary.md#ceiling), is the wrong yardstick: half its bytes
-# are writes, and those of a small copy end in [L2](../glossary.md#l2). The honest one is a
-# **read**: the fastest kernel found that fetches the same bytes, and keeps one word in 4,096. It reads {{ read.tbps | n(2) }} TB/s; a copy moves {{ copy_tbps(read.bytes) | n(2) }}.{{ claim(read.tbps > copy_tbps(read.bytes)) }}
+# are writes, and those of a small copy stay in [L2](../glossary.md#l2). The right one is a
+# **read**: the fastest kernel found that loads as many bytes, and stores one word for each 4,096. It reads {{ read.tbps | n(2) }} TB/s; a copy moves {{ copy_tbps(read.bytes) | n(2) }}.{{ claim(read.tbps > copy_tbps(read.bytes)) }}
 
 # %% tags=["copy"]
 import torch
@@ -39,21 +39,21 @@ def read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
 # ## Rows: a tile, a loop, one tree
 #
 # `tl.sum(x, axis)` adds up a [block](../glossary.md#block): each thread adds what it holds, then
-# threads exchange partial sums, and each exchange halves their number: 5 within a
-# [warp](../glossary.md#warp), then through [shared memory](../glossary.md#shared-memory) between
-# warps. A tree, the same every time. Three things make it fast at any width:
+# threads exchange partial sums. Each exchange halves their number, and there are 5 within a
+# [warp](../glossary.md#warp), then more through [shared memory](../glossary.md#shared-memory) between warps. This is a tree, the
+# same every time. Three things make row sums fast at any width:
 #
 # - **A loop** along the row adds *element by element* to a tile of accumulators. No thread waits
 #   for another; the tree comes once, at the end. Where rows are short, a program takes several.
 # - **Within the thread first.** A thread loads 16 bytes at once, 8 bfloat16 numbers. As an axis of
-#   their own they are added within it; sums need an eighth of the [registers](../glossary.md#register).
+#   their own these are added first, so that accumulators take an eighth of the [registers](../glossary.md#register).
 # - **Whole vectors.** A row of 1,823 numbers begins anywhere, and a [mask](../glossary.md#mask)
-#   that cuts a vector makes the compiler load element by element. So the loop takes the vectors
-#   wholly in the row; the few numbers at its ends are a small block, as in [softmax](softmax.py).
+#   that cuts a vector makes the compiler load element by element. So the loop takes whole vectors
+#   of the row, and a small block takes the few numbers at its ends, as in [softmax](softmax.py).
 #
 # {{ diagram("reductions_tile") }}
 #
-# Masked lanes must hold the *identity* of the operation: 0 for a sum, $-\infty$ for a maximum.
+# Masked lanes hold the operation's [neutral element](../glossary.md#neutral-element): 0 for a sum, $-\infty$ for a maximum.
 
 # %% tags=["copy"]
 @triton.jit
@@ -95,25 +95,25 @@ def row_sum_kernel(
 # %% [markdown]
 # ## Maximum and argmax: NaN, ties, and `tl.reduce`
 #
-# **NaN.** IEEE 754 knows two maxima: one returns NaN where an operand is NaN, the other, and
-# `tl.max`, drops it. A loss that went NaN would look healthy. `torch.amax` propagates NaN, and so
-# does `_larger`: `propagate_nan` is one bit of the instruction.
+# **NaN.** IEEE 754 knows two maxima: one returns NaN where an operand is NaN; the other drops it,
+# and `tl.max` is of that kind. A loss that went NaN would look healthy. `torch.amax` propagates
+# NaN, and so does `_larger`: `propagate_nan` is one bit of the instruction.
 #
 # **Ties.** Where is the largest element? A rule must settle ties, or the layout of threads does,
 # and the answer changes with `num_warps`. Ours: the lowest column (torch promises none).
 #
 # **`tl.reduce(x, axis, combine)`** is the general form, of which `tl.sum` and `tl.max` are cases.
-# `combine`, a `@triton.jit` function, makes one element out of two. It must be associative (the
-# tree decides what meets what) and commutative (so does the layout). `x` may be a tuple: pairs of
-# value and column would do (exercise 2). But such a `combine` is ten instructions, and at
-# {{ row("row_sum", provider="triton_read", n_cols=16384).tbps | n(1) }} TB/s an SM has about 13 for each number. So compare less, and cheaper:
+# `combine`, a `@triton.jit` function, makes one element out of two. It must be associative, since
+# the tree decides how elements are grouped, and commutative, since the layout decides their order.
+# `x` may be a tuple: pairs of value and column would do (exercise 2). But such a `combine` is ten
+# instructions, and at {{ row("row_sum", provider="triton_read", n_cols=16384).tbps | n(1) }} TB/s an SM has time for about 13 a number. So compare less, and cheaper:
 #
 # - **Vectors first.** The loop takes the maximum of each vector, `tl.reduce` with `_larger` within
-#   the thread, and keeps the best one's place. A lane meets its vectors in rising order: a later
-#   one must be strictly better. At the end the best vector is loaded once more.
+#   the thread, and keeps the place of the best. A thread meets its vectors in rising order, so a
+#   later one must be strictly better. At the end the best vector is loaded once more.
 # - **Integers.** Read as integers, positive floats keep their order and negative ones reverse it;
-#   `_key` turns those round and puts NaN on top. The tree is a maximum of integers, then, among
-#   equals, a minimum of columns: one instruction each across a warp, `redux`, which this GPU has
+#   `_key` turns those round and puts NaN on top. The tree finds a maximum of integers, then, among
+#   equals, a minimum of columns. Across a warp each is one instruction, `redux`, which this GPU has
 #   for integers only. Pairs would take ten exchanges and fifty instructions.
 
 # %% tags=["copy"]
@@ -159,13 +159,13 @@ def row_max_kernel(
     tl.store(col_ptr + rows, col.to(tl.int64), mask=rows < n_rows)
 
 # %% [markdown]
-# ## Online maximum: a sum that leans on it, in one read
+# ## Online maximum: a sum that needs it, in one read
 #
-# $\log \sum_j e^{x_j}$, the denominator of a cross entropy, needs the maximum before the sum: two
+# $\log \sum_j e^{x_j}$, the log-sum-exp of a cross entropy, needs the maximum before the sum: two
 # reads. With the maximum *so far* one will do: when it rises from $m$ to $m'$, all terms so far are
 # too large by one factor, $s' = s \, e^{m - m'} + \sum_j e^{x_j - m'}$, as in [online
-# softmax](../glossary.md#online-softmax). `exp2` is one instruction where `exp` is several; and the
-# start is finite, for $-\infty - (-\infty)$ is NaN.
+# softmax](../glossary.md#online-softmax). `exp2` is one instruction where `exp` is several. And the
+# maximum starts from a finite number, for $-\infty - (-\infty)$ is NaN.
 
 # %%
 @triton.jit
@@ -195,9 +195,9 @@ def row_logsumexp(x):
 # The gradient of a bias adds up the *columns* of a `(tokens, features)` matrix. A program per
 # column would fetch 2 bytes of every row: no [coalescing](../glossary.md#coalescing). A program per
 # *strip* of 512 columns reads well, but 8,192 columns are 16 strips, for {{ env.sms }}
-# [SMs](../glossary.md#sm). So cut the rows into *chunks*, too: a program adds up one chunk of one
-# strip; a second launch, the chunks. It is a column sum again: the same kernel, launched twice. At
-# the end of a launch all programs are known to be done.
+# [SMs](../glossary.md#sm). So divide the rows into *chunks*, too: a program adds up one chunk of a
+# strip, and a second launch adds up the chunks. That is a column sum again, by the same kernel. It
+# begins when the first launch has ended, so that all its programs are known to be done.
 #
 # {{ diagram("reductions_stages") }}
 
@@ -226,12 +226,12 @@ def column_sum_kernel(
 # ## Everything: two stages in one launch, or atomics?
 #
 # A sum of all elements is the extreme case. Two stages again: each program adds up a chunk, then
-# somebody the chunks. A second launch would cost the host as much as the first. But *the last
+# the chunks are added up. A second launch would cost the host as much as the first. But *the last
 # program to arrive* can do it: each stores its sum and adds 1 to a count, an
 # [atomic](../glossary.md#atomic-operation), which returns how many came before. Which program is
-# last changes from run to run; what it adds up does not. Two things make that sound. The addition
-# *releases* and *acquires*: whoever reads the full count sees every sum stored before it. And the
-# count begins at 0 in each call: calls on two streams would share one that is kept.
+# last changes from run to run; what it adds up, and in what order, does not. Two things make that
+# sound. The addition *releases* and *acquires*: whoever reads the full count sees all sums stored
+# before. And each call has a count of its own: one that is kept would serve two streams at once.
 #
 # The other way is shorter: each program adds its sum to the same word, in order of arrival.
 # Which is faster? And which gives the same bits twice? In float32 `(1e8 + 1) - 1e8` is 0.
@@ -281,10 +281,10 @@ def atomic_sum(x):
 # too. From block to block the kernel carries the last value. `combine` may take tuples: the **gated
 # scan** $y_t = g_t \, y_{t-1} + x_t$ is the recurrence of linear RNNs and state-space models; with
 # a gate of 0 where a segment begins it is a *segmented* sum. A step is a map $y \mapsto g y + x$.
-# Two in a row are one again, with the gate $g_1 g_2$ and the addend $g_2 x_1 + x_2$: that pair is
-# the `combine`, associative, **not** commutative; a scan needs no more. Its gradient is the same
-# recurrence from the right, gates shifted by one, since $x_t$ reaches $y_t$ and through $g_{t+1}$
-# all that follows: $dx_t = dy_t + g_{t+1} dx_{t+1}$. And $dg_t = dx_t y_{t-1}$.
+# Two in a row are such a map again, with the gate $g_1 g_2$ and the addend $g_2 x_1 + x_2$: `_then`
+# makes this pair. It is associative, **not** commutative; a scan needs no more. The gradient is the
+# same recurrence from the right, gates shifted by one, since $x_t$ reaches $y_t$ and through
+# $g_{t+1}$ all that follows: $dx_t = dy_t + g_{t+1} dx_{t+1}$. And $dg_t = dx_t y_{t-1}$.
 
 # %% tags=["copy"]
 @triton.jit
@@ -313,10 +313,10 @@ def scan_kernel(x_ptr, gate_ptr, y_ptr, n_cols, BLOCK: tl.constexpr, GATED: tl.c
 # %% [markdown]
 # ## The functions around them
 #
-# How work is split depends on the shape alone, not on the number of SMs: the same bits on every
+# How work is divided depends on the shape alone, not on the number of SMs: the same bits on every
 # GPU. **Gradients:** an element enters a sum with the factor 1, so the gradient that arrives is
-# *broadcast*: `expand`, a view, no kernel. A maximum has no one gradient at a tie (`torch.amax`
-# spreads it); here the column returned gets it, through torch's `gather`.
+# *broadcast*: `expand`, a view, no kernel. The gradient of a maximum is not unique at a tie, where
+# `torch.amax` spreads it; here the column returned gets it, through torch's `gather`.
 
 # %%
 def reduce_sum_reference(x, dim=None):
@@ -527,9 +527,9 @@ if __name__ == "__main__" and torch.cuda.is_available():
     show_sums()
 
 # %% [markdown]
-# A float32 carries 24 bits, $u = 6 \cdot 10^{-8}$. One accumulator rounds $n$ times, each time to
-# the size of the sum so far: up to $n u$. With $L$ accumulators and a tree no number is rounded
-# more than $n / L + \log_2 L$ times, pairwise by blocks: parallel sums are the *more* exact ones.
+# A float32 has 24 bits: an addition rounds by up to $u = 6 \cdot 10^{-8}$ of its result. One
+# accumulator adds $n$ times, so it errs by up to $n u$. With $L$ accumulators and a tree no number
+# is rounded more than $n / L + \log_2 L$ times: parallel sums are the *more* exact ones.
 #
 # ## Check
 #
@@ -603,7 +603,7 @@ if __name__ == "__main__":
 # takes {{ (theirs.ms / best.ms) | times }} as long. Log-sum-exp takes {{ lse.ms | ms }}; torch, in several passes, {{ row("logsumexp", provider="torch", n_cols=16384).ms | ms }}.
 #
 # {{ figure("column_sum", y="tbps", caption="Column sums, in two launches, beside a read of the same bytes.") }}
-# {{ figure("full_sum", y="tbps", caption="The sum of everything: fixed order and atomics, equally fast.") }}
+# {{ figure("full_sum", y="tbps", caption="The sum of everything, in a fixed order and with atomics.") }}
 #
 # {% set ours, atomic = row("full_sum", provider="triton", n=2**29), row("full_sum", provider="triton_atomic", n=2**29) -%}
 # Of 2²⁹ numbers the sum takes {{ ours.ms | ms }} in two stages, {{ atomic.ms | ms }} with atomics. The same bits every time cost nothing.{{ claim(ours.ms < 1.03 * atomic.ms) }}
@@ -618,29 +618,29 @@ if __name__ == "__main__":
 #
 # {% set ours, read = rows("full_sum", provider="triton"), rows("full_sum", provider="triton_read") -%}
 # - **Small sums.** The sum ends {{ ((ours[0].ms - read[0].ms) * 1000) | n(1) }} µs after the read of 2¹⁶ numbers, {{ ((ours[4].ms - read[4].ms) * 1000) | n(1) }} after that of 2²⁶,
-#   {{ (read[4].ms / ours[4].ms * 100) | pct }} of its speed: the launch that zeroes, then counting and fetching the sums.{{ claim(read[4].ms / ours[4].ms >= 0.82) }}
+#   {{ (read[4].ms / ours[4].ms * 100) | pct }} of its speed: the launch that zeroes the count comes first, counting and fetching the sums come last.{{ claim(read[4].ms / ours[4].ms >= 0.82) }}
 #   The host takes {{ ours[0].host_us | n }} µs a call, torch from C++ {{ row("full_sum", provider="torch", n=2**16).host_us | n }}; column sums, two launches, {{ row("column_sum", provider="triton", n_cols=8192).host_us | n }}.{{ claim(ours[0].host_us <= 28) }}
-# - **Maxima of short rows**: {{ (row("row_max", provider="triton_read", n_cols=256).ms / row("row_max", provider="triton", n_cols=256).ms * 100) | pct }} at 256 columns, where 512 bytes read bring 10 written, 8 for the column (int64, as torch's).
-# - **Columns of widths without a factor 8**, in bfloat16: loads are narrow, element by element.
+# - **Maxima of short rows**: {{ (row("row_max", provider="triton_read", n_cols=256).ms / row("row_max", provider="triton", n_cols=256).ms * 100) | pct }} at 256 columns, where a program writes 10 bytes for 512 that it reads, 8 of them for the column (int64, as torch's).
+# - **Columns, where 8 does not divide the width**, in bfloat16: each element is loaded by itself.
 #
 # ## What to remember
 #
 # 1. A reduction costs a read. Combine in registers, element by element; build one tree, at the end.
-# 2. Any associative rule reduces (if commutative) or scans: sums, maxima with NaN, pairs, maps.
-# 3. Two stages fix by position who meets whom: the same bits every time, at no price.
+# 2. A scan takes any associative rule, a reduction one that is commutative too: sums, pairs, maps.
+# 3. Two stages add in an order that positions decide: the same bits every time, at the same speed.
 #
 # ## Exercises
 #
 # ??? question "1 (easy): what if `other` were 0 in `row_max_kernel`, and which test would miss it?"
 #     ??? success "Answer"
-#         Rows of negative numbers would have the maximum 0. Tests of long random rows miss it.
+#         Negative rows with masked lanes would have the maximum 0. Long random rows miss it.
 #
 # ??? question "2 (medium): write the `combine` that finds maximum and column as a pair."
 #     ??? success "Answer"
 #         `other` wins if `(other > value) | ((other == value) & (other_col < col))`, or if it is
 #         NaN and `value` is not; of two NaN the lower column wins. `tl.where` then picks both.
 #
-# ??? question "3 (hard): the gradient of `scan` flips its inputs, a copy each. Do without."
+# ??? question "3 (hard): the gradient of `scan` flips its inputs, a copy each. Avoid the copies."
 #     ??? success "Answer"
 #         `tl.associative_scan(…, reverse=True)`, blocks from last to first, gates loaded at
 #         `cols + 1` where that is below `n_cols`, the carry taken from lane 0.
