@@ -54,7 +54,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 # The specification, with the N×N matrix in full view. *Causal* means that a token sees itself and
 # the past: row $i$ of $S$ keeps columns $0 \dots i$, the rest counts as $-\infty$ and comes out of
 # the softmax as 0. There may be more keys than queries, when a text goes on after what is cached,
-# or others (*cross attention*). The last query then stands at the last key, and what sees no key is 0.
+# or others (*cross attention*). The last query then stands at the last key. What sees no key is 0.
 
 # %%
 def flash_attention_reference(q, k, v, causal=False, scale=None):
@@ -327,8 +327,8 @@ def without(*changes: str):
 #
 # ## Launch
 #
-# The host makes the descriptors. A head dimension between two tiles takes the wider: the copy engine
-# fills it up with zeros. The tiles come from trying others on this page's GPU.
+# The host makes the descriptors. A head dimension between two tiles takes the wider: the copy
+# engine fills it up with zeros. The tiles come from trying others on this page's GPU.
 
 # %% tags=["copy"]
 # HEAD_DIM: BLOCK_M, BLOCK_N, num_warps, num_stages
@@ -621,9 +621,9 @@ def bench(measure):
 # **The exponential, at $D = 64$.** A score costs half the products and the same exponential, of
 # which a multiprocessor does [16 a cycle](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions).
 #
-# **Lengths that are not whole tiles.** A last block that is not full needs the mask, and a last tile
-# of one row takes the time of a full one. TFLOP/s, and cuDNN's, which has no causal kind like ours
-# where the lengths differ:
+# **Lengths that are not whole tiles.** A last block that is not full needs the mask, and a last
+# tile of one row takes the time of a full one. TFLOP/s, and cuDNN's, which has no causal kind like
+# ours where the lengths differ:
 #
 # | queries × keys | full | cuDNN | causal | cuDNN |
 # |---|---|---|---|---|

@@ -13,9 +13,9 @@
 # {% set tl, cudnn = before.row("attention_d128_full", provider="triton", seq_len=4096), before.row("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
 # [Flash attention](flash_attention.py) ended at {{ tl.tflops | n(0) }} TFLOP/s for 4,096 tokens and $D = 128$; cuDNN reached
 # {{ cudnn.tflops | n(0) }}, and a large matrix product {{ matmul_tflops("bfloat16", 8192) | n(0) }}. Memory does not explain the gap: attention moves few bytes for its operations.
-# **What do the tensor cores wait for, and why can nothing in `tl` mend it?**
+# **What do the tensor cores wait for, and what must a kernel say that `tl` has no word for?**
 #
-# This page writes that forward again in [Gluon](../glossary.md#gluon), for one chip: Hopper
+# On the [page before](warp_specialization.py) the compiler gave out roles. Here you do: this page writes that forward again in [Gluon](../glossary.md#gluon), for one chip, Hopper
 # ([compute capability](../glossary.md#compute-capability) 9.0, H100 and H200). Gluon has no
 # [interpreter](../glossary.md#interpreter): without such a GPU you can read on, but not run.
 #
