@@ -29,7 +29,7 @@ site: $(SITE)/ready ## build the site into site/; any warning fails it
 test: test-kernels test-site ## run every test that needs no GPU
 
 test-kernels: $(KERNELS)/ready ## run the lectures' tests in Triton's interpreter
-	OMP_NUM_THREADS=1 $(KERNELS)/bin/python -m pytest -q -n auto tests/kernels
+	OMP_NUM_THREADS=1 $(KERNELS)/bin/python -m pytest -q -n auto --dist worksteal tests/kernels
 
 test-site: $(SITE)/ready-to-test ## test the pipeline, and the built site in a browser
 	scripts/ensure_chromium.sh

@@ -77,6 +77,15 @@ def within_bounds():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def in_less_time():
+    """The interpreter takes shortcuts."""
+    from tests.kernels.shortcuts import shortcuts
+
+    with contextlib.nullcontext() if HAS_GPU else shortcuts():
+        yield
+
+
 @pytest.fixture(scope="session")
 def load():
     """A function that imports a script from its path under its own stem, and returns the module."""

@@ -13,6 +13,7 @@ it. Checks run in the interpreter, those of Gluon's lectures, for which there is
 """
 
 import faulthandler
+import gc
 import multiprocessing
 import re
 import subprocess
@@ -58,6 +59,7 @@ def verdict(load, script: Path) -> str:
 
     def run():
         faulthandler.disable()  # a crash is a verdict, not news
+        gc.freeze()  # else the first collection copies every page that is shared with the parent
         try:
             load(script).check("cpu")
             sender.send("survived")
