@@ -415,7 +415,7 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # - **The same**: the source, and on NVIDIA GPUs the TTIR, to the letter. **Different**: the rest.
-# - **`sm_90`**: the 4. `wgmma` takes its operands from shared memory, and no warp waits for it.
+# - **`sm_90`**: the 4. `wgmma` takes its operands from shared memory; warps go on while it runs.
 # - **`sm_80`, `sm_120`**: `mma.sync` multiplies 16 × 8 by 16 in a warp, from registers: 64 of them.
 # - **`sm_100`**: one thread starts `tcgen05.mma`; the sum has a memory of its own. **`gfx942`**:
 #   `v_mfma`, in warps of 64 threads; there is no PTX, the last text is AMD's assembly.
@@ -472,7 +472,7 @@ if __name__ == "__main__":
 #
 # ## Why is a float32 product inexact?
 #
-# Tensor cores take no float32: unless told otherwise `tl.dot` silently takes it for [TF32](../glossary.md#tf32), ten bits of fraction. The PTX says so.
+# Tensor cores take no float32: unless told otherwise `tl.dot` silently takes its inputs for [TF32](../glossary.md#tf32), ten bits of fraction. The PTX says so.
 
 # %%
 FP32 = PRODUCT | dict.fromkeys(POINTERS, "*fp32:16") | {"BLOCK_K": 32}
@@ -581,8 +581,8 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Where reading falls short
 #
-# - **Counts are of the text**: a load in a loop stands there once. PTX is not the end, either: the
-#   assembler merges, reorders and unrolls.
+# - **Counts are of the text**: a load in a loop stands there once, unless it is unrolled or loaded
+#   ahead. PTX is not the end, either: the assembler merges, reorders and unrolls.
 # - **No limit is checked**: too much shared memory is an error at the launch only (227 KiB on
 #   `sm_90` and `sm_100`, 163 on `sm_80`, 99 on `sm_120`, 64 on `gfx942`).
 # - **Each Triton compiles differently**: this page was recorded with {{ env.triton }}. And it takes time,
