@@ -354,7 +354,7 @@ if __name__ == "__main__":
 #   any two. Each is loaded singly, and what a warp fetches at once lies 16 bytes apart.
 # - **Addresses none**: without hope of wide loads, elements are dealt out singly, and coalesced.
 # - **Rows, columns**: the layout follows the memory, since the stride of 1 is a constant.
-#   **Neither**: any order of the threads is wrong for one of the two.
+#   **Neither**: any order of the threads is wrong for one: here for rows, in 3.7 for columns.
 #
 # Predict what the second and the third case cost, beside the first:
 #
@@ -581,8 +581,8 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Where reading falls short
 #
-# - **Counts are of the text**: a load in a loop stands there once, unless it is unrolled or loaded
-#   ahead. PTX is not the end, either: the assembler merges, reorders and unrolls.
+# - **Counts are of the text**: a load in a loop stands there once, and once more for each step that
+#   it loads ahead. PTX is not the end: the assembler merges, reorders and unrolls.
 # - **No limit is checked**: too much shared memory is an error at the launch only (227 KiB on
 #   `sm_90` and `sm_100`, 163 on `sm_80`, 99 on `sm_120`, 64 on `gfx942`).
 # - **Each Triton compiles differently**: this page was recorded with {{ env.triton }}. And it takes time,
