@@ -448,7 +448,7 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # - `wrong_other`: *found by* `print_if(row == 1, "x", x)`: the masked lane shows as 0. *Fix:* the
-#   neutral element of the reduction: 0 for a sum, -inf for a maximum, +inf for a minimum.
+#   [neutral element](../glossary.md#neutral-element) of the reduction: 0 for a sum, -inf for a maximum.
 # - `masked_lanes`: *found by* a second block size: no result may depend on it. *Fix:* mask again
 #   after a step such as `x - mean`, which makes another number of the neutral element.
 #
@@ -657,7 +657,7 @@ if __name__ == "__main__":
 #
 # 1. **Ask in order**: which element, which program, what did it see, does the interpreter see it?
 # 2. **NaN in every output and around it, two block sizes, two runs, a transposed input**: these few
-#    lines of a test find six of the eleven exhibits.
+#    lines of a test find six of the eleven exhibits, the race if its runs differ.
 # 3. **The interpreter for logic, the GPU for races, memory, precision, limits.**
 #
 # ## Exercises
