@@ -47,7 +47,7 @@
 #
 # **Bandwidth** is how many bytes arrive in a second once the flow is under way (1 TB/s is 10¹²
 # bytes a second); **[latency](../glossary.md#latency)** is how long you wait for the first one: the
-# width and the length of a pipe. Here are both, measured below, beside what is published or follows:
+# width and the length of a pipe. Here are both, measured below, beside what is published:
 #
 # {{ diagram("memory_pyramid") }}
 #
