@@ -221,7 +221,7 @@ if __name__ == "__main__" and not triton.knobs.runtime.interpret:
 # - **Integer arguments are specialised**: a version for multiples of 16, one for the rest, others
 #   for 1 and past 32 bits. Random seeds would meet each some day, and training would stop to
 #   compile. Hence `do_not_specialize`, and the types.
-# - **A CUDA graph replays its arguments.** A seed from the host would toss the same coins in every
+# - **A [CUDA graph](../glossary.md#cuda-graph) replays its arguments.** A seed from the host would toss the same coins in every
 #   replay: no error, only a worse model. While a graph is captured the seed is drawn on the GPU
 #   instead, by a generator that PyTorch moves on at every replay; the kernel reads it from memory.
 #

@@ -248,7 +248,7 @@ def add_relu(x: torch.Tensor, y: torch.Tensor, *, out: torch.Tensor | None = Non
 # ## Step 4: a GELU in a dozen instructions
 #
 # Is there time to compute? In bfloat16 this memory brings and takes {% set rate = copy_tbps(2**29) * 1e12 / 4 %}{{ (rate * 1e-12) | n(2) }} × 10¹² elements a second. The lanes of the {{ env.sms }} [SMs](../glossary.md#sm) {% set lanes = rec("foundations/memory_hierarchy").row("multiply_add", warps_per_sm=16).tflops / 2 %}do {{ lanes | n }} × 10¹² multiply-adds a second ([measured](../foundations/memory_hierarchy.py#registers-a-chain-of-multiply-adds)). That makes {{ (lanes * 1e12 / rate) | n }} **instructions an element**, its load, store and
-# conversions included. With `tl.erf` it takes {{ row("forms", form="tl.erf").instructions | n }}{{ claim(row("forms", form="tl.erf").instructions > lanes * 1e12 / rate > 1.5 * row("forms", form="none").instructions) }}: arithmetic would set the time, not memory.
+# conversions included. With `tl.erf`, the error function, in $\Phi(u) = \frac{1}{2}(1 + \text{erf}(u / \sqrt{2}))$, it takes {{ row("forms", form="tl.erf").instructions | n }}{{ claim(row("forms", form="tl.erf").instructions > lanes * 1e12 / rate > 1.5 * row("forms", form="none").instructions) }}: arithmetic would set the time, not memory.
 #
 # So do without erf. From $\Phi(u) = 1 - \Phi(-u)$ follows
 # $\text{gelu}(u) = \max(u, 0) - |u| \, \Phi(-|u|)$, and the logarithm of $\Phi(-a)$ is nearly a
@@ -652,7 +652,7 @@ def bench(measure):
 # {{ claim(row("small", provider="triton", n=2**18).us < 5 < row("small", provider="torch", n=2**10).us) }}
 # {% set few, two = row("small", provider="triton", n=2**14), row("small", provider="torch", n=2**14) %}
 #
-# At a copy's full speed 2¹⁴ elements would pass in {{ (few.bytes / gelu.tbps * 1e-6) | n(2) }} µs. Our kernel takes {{ few.us | n(1) }} µs, torch's two {{ two.us | n(1) }}{{ claim(few.us < two.us) }}. The host needs {{ few.host_us | n }} µs to call ours, {{ two.host_us | n }} for torch's two{{ claim(two.host_us < few.host_us) }}, and {{ row("small", provider="torch_compile", n=2**14).host_us | n }} for torch.compile's one, which checks what it was compiled for{{ claim(few.host_us < 25 and few.host_us < row("small", provider="torch_compile", n=2**14).host_us) }}. Launches count here, not trips: fewer kernels help a little, a CUDA graph more ([launch overhead](../glossary.md#launch-overhead)).
+# At a copy's full speed 2¹⁴ elements would pass in {{ (few.bytes / gelu.tbps * 1e-6) | n(2) }} µs. Our kernel takes {{ few.us | n(1) }} µs, torch's two {{ two.us | n(1) }}{{ claim(few.us < two.us) }}. The host needs {{ few.host_us | n }} µs to call ours, {{ two.host_us | n }} for torch's two{{ claim(two.host_us < few.host_us) }}, and {{ row("small", provider="torch_compile", n=2**14).host_us | n }} for torch.compile's one, which checks what it was compiled for{{ claim(few.host_us < 25 and few.host_us < row("small", provider="torch_compile", n=2**14).host_us) }}. Launches count here, not trips: fewer kernels help a little, a [CUDA graph](../glossary.md#cuda-graph) more ([launch overhead](../glossary.md#launch-overhead)).
 #
 # ## Questions before you fuse
 #
@@ -667,7 +667,7 @@ def bench(measure):
 #
 # - **`addcmul` and torch.compile** are level but for 16-bit GELU and odd lengths. The compiler is ahead with the gradient of `multiply_add`, which it fuses{% set m, mc = row("gradient", provider="triton", op="multiply_add"), row("gradient", provider="torch_compile", op="multiply_add") %}: {{ (m.ms / mc.ms) | times }} its time{{ claim(1.03 < m.ms / mc.ms < 1.2) }}, 10 trips to 9.
 # - **Backward in bfloat16**: {{ g.percent | pct }} of the copy with the forward pass{{ claim(g.percent < 95) }}. A program asks for its next rows only when it has stored the last.
-# - **Odd widths**: {{ best.percent | pct }} in bfloat16{{ claim(best.percent < 93) }}: the repeated bias is too long for L1 and comes out of L2, and repeating it is one more launch. In float32 torch.compile is level there{{ claim((row("forward_float32", provider="torch_compile", op="bias_gelu", length="odd").ms / row("forward_float32", provider="triton", op="bias_gelu", length="odd").ms - 1) | abs < 0.04) }}.
+# - **Odd widths**: {{ best.percent | pct }} in bfloat16{{ claim(best.percent < 93) }}: the repeated bias is too long for [L1](../glossary.md#l1) and comes out of [L2](../glossary.md#l2), and repeating it is one more launch. In float32 torch.compile is level there{{ claim((row("forward_float32", provider="torch_compile", op="bias_gelu", length="odd").ms / row("forward_float32", provider="triton", op="bias_gelu", length="odd").ms - 1) | abs < 0.04) }}.
 #
 # ## What to remember
 #

@@ -666,7 +666,7 @@ def bench(measure):
 # - **Odd widths**: {{ ours_odd.percent | pct }} forward at 12,289 columns, where the weight, which begins elsewhere than the rows, comes in single elements. **Long rows**: at 65,536 columns torch.compile takes {{ (row("forward", provider="torch_compile", shape="2048 × 65536").ms / row("forward", provider="triton", shape="2048 × 65536").ms * 100) | pct }} of our time forward and
 #   {{ (row("gradient", provider="torch_compile", shape="2048 × 65536").ms / row("gradient", provider="triton", shape="2048 × 65536").ms * 100) | pct }} with the gradient{{ claim(row("gradient", provider="torch_compile", shape="2048 × 65536").ms < row("gradient", provider="triton", shape="2048 × 65536").ms and row("forward", provider="torch_compile", shape="2048 × 65536").ms < row("forward", provider="triton", shape="2048 × 65536").ms) }}: our programs, which share a row, wait for each other.
 # - **Small batches**: {%- set small = row("small", provider="triton") %} a call at {{ small.shape }} takes {{ small.host_us | n(0) }} µs of the host, PyTorch's
-#   {{ row("small", provider="torch").host_us | n(0) }}{{ claim(row("small", provider="torch").host_us < 0.5 * small.host_us) }}; the kernel takes {{ small.us | n(1) }} µs. Use a CUDA graph, or let torch.compile fuse more.
+#   {{ row("small", provider="torch").host_us | n(0) }}{{ claim(row("small", provider="torch").host_us < 0.5 * small.host_us) }}; the kernel takes {{ small.us | n(1) }} µs. Use a [CUDA graph](../glossary.md#cuda-graph), or let torch.compile fuse more.
 #
 # ## What to remember
 #
