@@ -376,8 +376,8 @@ def dropout_add_reference(x, residual, p, seed, offset=0):
 # %% [markdown]
 # ## Is it random?
 #
-# Bits can be right and the generator wrong, or its *use*: most bad random numbers come from a good
-# generator whose counters or keys collide. So test what comes out of `dropout`:
+# Bits can be right and the generator wrong, or its *use*: even a good generator gives bad numbers
+# where its counters or keys collide. So test what comes out of `dropout`:
 #
 # - **rate**: is the share of kept elements $1 - p$?
 # - **lags**: is an element correlated with those 1 to 64 places away, or 128, 256, … 8,192? They
