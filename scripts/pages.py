@@ -473,7 +473,10 @@ class Site:
             return f"<td{sort}>{shown}</td>"
 
         return [
-            cell(f'<a href="{up}{name}/" title="{html.escape(benchmark.title)}">{kernel}</a>'),
+            cell(
+                f'<a href="{up}{name}/" title="{html.escape(benchmark.title)}">{kernel}</a>'
+                f"<br><small>{html.escape(self.lectures[name].meta['title'])}</small>"
+            ),
             cell(html.escape(size), getattr(row, benchmark.x)),
             cell(benchmark.dtype or ""),
             cell(benchmark.mode or ""),

@@ -119,7 +119,7 @@ def _launch(kernel, a, b, c, **config):
 # The rest are alternatives. A `triton.Config` holds constexpr arguments, `num_warps` and
 # `num_stages`; nine tiles, two numbers of warps and four of stages make 72. `fits` drops what
 # arithmetic rules out, before it is even compiled. `estimate` sorts the others, by what a program
-# loads or multiplies and by how many *waves* of programs the SMs work through; `top_k` are run.
+# loads or multiplies and by how many [waves](../glossary.md#wave) of programs there are; the first `top_k` run.
 
 
 # %%
@@ -167,7 +167,7 @@ def estimate(M, N, K, BLOCK_M, BLOCK_N, num_stages, **rest):
 # {{ diagram("autotuning_call") }}
 #
 # The interpreter has no clock: a tuner of two configurations or more ends in *0 active drivers*.
-# Pass it one, or a clock of your own, as `tuned` does.
+# Give it one configuration, or a clock of your own, as `tuned` does.
 
 
 # %%
@@ -281,8 +281,8 @@ def resources(compiled):
 #
 # {% set small_best = (rows("matmul_sweep", n=1024, provider="triton_config") | sort(attribute="ms"))[0] %}
 # {% set carried = row("matmul_sweep", n=1024, tile=best.tile, num_warps=best.num_warps, num_stages=best.num_stages) %}
-# {{ small_best.tile }}, with {{ small_best.num_stages }} stages: a tile for almost every SM, and as many loads
-# under way as fit{{ claim(small_best.tile in ("64 × 128", "128 × 64") and small_best.num_stages > 3) }}. The winner of 4096³
+# {{ small_best.tile }}, with {{ small_best.num_stages }} stages: a tile for almost every SM, and the most stages
+# tried{{ claim(small_best.tile in ("64 × 128", "128 × 64") and small_best.num_stages == 5) }}, since an SM's only program must hide its own latency. The winner of 4096³
 # takes {{ (carried.ms / small_best.ms) | times }} as long{{ claim(carried.ms > 1.3 * small_best.ms) }}. That
 # is what a key is for: **the best configuration is the best for a size**, a dtype, a layout, a GPU,
 # a version of Triton.
@@ -559,10 +559,10 @@ if __name__ == "__main__":
 # {% set peer = row("matmul", provider="cublas", n=4096) %}
 # At 4,096 the table gives {{ ours.tflops | tflops }}, the first guess
 # {{ guess.tflops | n }}{{ claim(ours.tflops > 1.5 * guess.tflops) }}, cuBLAS
-# {{ peer.tflops | n }}{{ claim(0.9 < peer.ms / ours.ms < 1) }}. **The library wins**: its table is longer. And
+# {{ peer.tflops | n }}{{ claim(0.9 < peer.ms / ours.ms < 1) }}. **The library wins**: it has many more kernels to choose from. And
 # a table is for one chip: an RTX 40 has no room for the first row.
 #
-# Each decorator costs host time on each call: the first guess has one, the tuned kernel two{{ claim(row("matmul", provider="triton_autotuned", n=512).host_us > row("matmul", provider="triton_first_guess", n=512).host_us + 2) }}.
+# Each decorator costs host time on each call: the first guess has one, the tuned kernel two{{ claim(row("matmul", provider="triton_autotuned", n=512).host_us > row("matmul", provider="triton_first_guess", n=512).host_us + 2) }}. `matmul` (Triton) has none; it checks its arguments and allocates the result.
 #
 # {{ table("matmul", where={"n": 512}, columns=["provider", "host_us", "us"]) }}
 #
@@ -582,8 +582,8 @@ if __name__ == "__main__":
 #
 # ??? question "2 (medium): add `BLOCK_K` 32 and 128 for 128 × 256, 8 warps. What fits, what wins?"
 #     ??? success "Answer"
-#         128 only with 2 stages, 192 KiB, and it loses a third: nothing hides loads. 32 fits with
-#         8 stages and comes close: half the block, twice the turns.
+#         128 only with 2 stages, 192 KiB, and it loses a third: one stage ahead hides little. 32
+#         fits with up to 9 stages, and with 8 comes close: half the block, twice the turns.
 #
 # ??? question "3 (hard): `restore_value` blurs the clock. Tune in place without it, safely."
 #     ??? success "Answer"

@@ -227,17 +227,17 @@ def ms_in_a_loop(fn, count=100):
 #
 # ### 6. The data are zeros
 #
-# A softmax does not care. For a matrix product power goes into wires that change, and between zeros
-# none does. At its power limit a GPU lowers its clock until it fits. Predict how much faster zeros
-# multiply, 8192 by 8192 in bfloat16.
+# A softmax does not care. A matrix product does: what costs power is a wire that changes its state,
+# and between zeros none does. At its power limit a GPU lowers its clock. Predict how much faster
+# zeros multiply, 8192 by 8192 in bfloat16.
 #
 # {{ table("product", columns=["data", "tflops", "tflops_hot"]) }}
 #
 # {% set normal, zeros = row("product", data="normal"), row("product", data="zeros") %}
 # {{ claim(normal.ms > 1.05 * zeros.ms and normal.ms_hot > 1.1 * zeros.ms_hot) }}
 # Zeros run at {{ (normal.ms / zeros.ms) | times }} the speed of normal numbers, back to back at
-# {{ (normal.ms_hot / zeros.ms_hot) | times }}, with the same instructions. Ones do as well: what
-# costs power is change. So measure with data like those you will have.
+# {{ (normal.ms_hot / zeros.ms_hot) | times }}, with the same instructions. Ones, among which nothing
+# changes either, do as well{{ claim(row("product", data="ones").ms < 1.02 * zeros.ms) }}. So measure with data like those you will have.
 #
 # ### 7. One is cool, the other hot
 #
@@ -362,16 +362,16 @@ def ms_by_profiler(fn, kernel, samples=30):
 #   kernel.{{ claim(graph.ms < 0.8 * cold.ms) }} It is right about work that is itself replayed.
 # - **Events add** {{ (row("ways", provider="measure", n_rows=8).us - row("ways", provider="profiler", n_rows=8).us) | n(1) }} µs
 #   to 8 rows: the way from mark to kernel and back. The profiler leaves out what a launch costs.
-# - **`do_bench` understates it** once Python is slower than the flush, here
+# - **`do_bench` understates the speed** once Python is slower than the flush, here
 #   {{ row("chain", provider="flush", launches=1).us | n }} µs. One launch hides behind that, a function
 #   of many does not:
 #
 # {{ figure("chain", y="us", providers=["measure", "do bench", "graph", "profiler"],
 #    caption="Many softmaxes in a row: when Python outlasts the flush, do_bench times it.") }}
 #
-# At 16 launches it gives {{ late.us | n }} µs; the GPU works {{ many.us | n }} of
-# them.{{ claim(late.ms > 1.5 * many.ms) }} Triton's developers found [the same two
-# errors](https://github.com/triton-lang/triton/pull/10149), and added a `do_bench` that asks a
+# At 16 launches `do_bench` gives {{ late.us | n }} µs; the GPU works {{ many.us | n }} of
+# them.{{ claim(late.ms > 1.5 * many.ms) }} Triton's developers found [these errors of graph and
+# `do_bench`](https://github.com/triton-lang/triton/pull/10149) too, and added a `do_bench` that asks a
 # profiler. So which do you take?
 #
 # | Your question | Take |
@@ -394,13 +394,14 @@ def ms_by_profiler(fn, kernel, samples=30):
 #
 # {% set one, eight = row("ways", provider="measure", n_rows=1), row("ways", provider="measure", n_rows=8) %}
 # {% set big, product = row("ways", provider="measure", n_rows=32768), row("product", data="normal") %}
+# {% set host_us = (rows("ways", provider="measure") | map(attribute="host_us") | sort)[3] %}
 # From 8 rows to one the work falls to an eighth, the time from {{ eight.us | n(1) }} µs to
 # {{ one.us | n(1) }}.{{ claim(one.ms > 0.6 * eight.ms) }} Two costs do not shrink. **On the GPU** a
 # kernel must start, wait for memory once and end: a few microseconds, which a copy pays too. Hence
 # percent of a copy *of the same bytes* means something where TB/s does not. **On the host** a call
-# costs {{ eight.host_us | n(1) }} µs: checks, and Triton's launch. While kernels take longer,
-# Python runs ahead and its cost is hidden; below, the GPU idles, for this kernel under some
-# {{ (eight.host_us * big.tbps) | n }} MB. No better kernel helps there. Fewer launches do, by
+# costs {{ host_us | n(1) }} µs (the median of the seven sizes): checks, and Triton's launch. While kernels take
+# longer, Python runs ahead and its cost is hidden; below, the GPU idles, for this kernel under some
+# {{ ((host_us - one.us) * big.tbps) | round(-1) | n }} MB. No better kernel helps there. Fewer launches do, by
 # [fusion](../glossary.md#fusion), or a graph, where a launch with its one row costs
 # {{ row("ways", provider="graph", n_rows=1).us | n(1) }} µs.
 #
@@ -415,7 +416,7 @@ def ms_by_profiler(fn, kernel, samples=30):
 # product moves {{ product.tbps | n(2) }} TB/s of {{ copy_tbps(2**32) | n(1) }}, and is too.
 # {{ claim(big.percent > 90 < product.percent) }} Count what limits, bytes or operations ([arithmetic
 # intensity](../glossary.md#arithmetic-intensity)). Count the *least* that the operation must move,
-# not what your kernel moves: else one that reads its input twice earns twice the bandwidth.
+# not what your kernel moves: else reading the input twice would be credited as bandwidth.
 # **Percent of the [ceiling](../glossary.md#ceiling)**, measured in the same run, travels between
 # sizes and GPUs. A speed-up does not: it says how slow the other one was.
 #

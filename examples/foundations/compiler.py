@@ -354,7 +354,7 @@ if __name__ == "__main__":
 #   any two. Each is loaded singly, and what a warp fetches at once lies 16 bytes apart.
 # - **Addresses none**: without hope of wide loads, elements are dealt out singly, and coalesced.
 # - **Rows, columns**: the layout follows the memory, since the stride of 1 is a constant.
-#   **Neither**: any order of the threads is wrong for one of the two.
+#   **Neither**: any order of the threads is wrong for one: here for rows, in 3.7 for columns.
 #
 # Predict what the second and the third case cost, beside the first:
 #
@@ -415,7 +415,7 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # - **The same**: the source, and on NVIDIA GPUs the TTIR, to the letter. **Different**: the rest.
-# - **`sm_90`**: the 4. `wgmma` takes its operands from shared memory, and no warp waits for it.
+# - **`sm_90`**: the 4. `wgmma` takes its operands from shared memory; warps go on while it runs.
 # - **`sm_80`, `sm_120`**: `mma.sync` multiplies 16 × 8 by 16 in a warp, from registers: 64 of them.
 # - **`sm_100`**: one thread starts `tcgen05.mma`; the sum has a memory of its own. **`gfx942`**:
 #   `v_mfma`, in warps of 64 threads; there is no PTX, the last text is AMD's assembly.
@@ -472,7 +472,7 @@ if __name__ == "__main__":
 #
 # ## Why is a float32 product inexact?
 #
-# Tensor cores take no float32: unless told otherwise `tl.dot` silently takes it for [TF32](../glossary.md#tf32), ten bits of fraction. The PTX says so.
+# Tensor cores take no float32: unless told otherwise `tl.dot` silently takes its inputs for [TF32](../glossary.md#tf32), ten bits of fraction. The PTX says so.
 
 # %%
 FP32 = PRODUCT | dict.fromkeys(POINTERS, "*fp32:16") | {"BLOCK_K": 32}
@@ -487,7 +487,7 @@ if __name__ == "__main__":
 # {% set tf32 = row("precision", provider="triton", precision="tf32") %}{% set by_rows = row("precision", provider="triton_b_by_rows", precision="tf32") %}
 # `tf32x3` splits each number in two and multiplies three times; `ieee` uses no tensor core. For
 # TF32 `wgmma` wants K consecutive: if `b` lies by rows, threads must turn it, and TF32 takes {{ (by_rows.ms / tf32.ms) | times }}
-# as long{{ claim(by_rows.ms > 2 * tf32.ms) }}. Errors in millionths of the largest result{{ claim(tf32.error_ppm > 50 * row("precision", provider="triton", precision="ieee").error_ppm) }}:
+# as long{{ claim(by_rows.ms > 2 * tf32.ms) }}. Errors in millionths of the largest result{{ claim(tf32.error_ppm > 50 * row("precision", provider="triton", precision="ieee").error_ppm) }}; Triton hands float32 over unrounded, and errs more than twice as much as cuBLAS{{ claim(tf32.error_ppm > 2 * row("precision", provider="cublas", precision="tf32").error_ppm) }}:
 #
 # {{ table("precision", columns=["provider", "precision", "tflops", "error_ppm"]) }}
 #
@@ -581,8 +581,8 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Where reading falls short
 #
-# - **Counts are of the text**: a load in a loop stands there once. PTX is not the end, either: the
-#   assembler merges, reorders and unrolls.
+# - **Counts are of the text**: a load in a loop stands there once, and once more for each step that
+#   it loads ahead. PTX is not the end: the assembler merges, reorders and unrolls.
 # - **No limit is checked**: too much shared memory is an error at the launch only (227 KiB on
 #   `sm_90` and `sm_100`, 163 on `sm_80`, 99 on `sm_120`, 64 on `gfx942`).
 # - **Each Triton compiles differently**: this page was recorded with {{ env.triton }}. And it takes time,

@@ -103,7 +103,7 @@ def breakpoint_if(condition):
 #   condition, most often on the [program](../glossary.md#program) that `first_nan` named.
 #
 # Folded: `_elsewhere` runs a script in a process of its own, since what a GPU prints does not pass
-# through Python, and a crash must not take the page along; `_show` runs a case on both sides.
+# through Python, and a crash must not end the page; `_show` runs a case on GPU and interpreter.
 
 
 # %% tags=["fold"]
@@ -313,8 +313,8 @@ if __name__ == "__main__":
 # %% [markdown]
 # - `tl.static_print` prints while *compiling*, once, type and shape; interpreted, in each program,
 #   values. (What comes from the cache is not compiled: `TRITON_ALWAYS_COMPILE=1`.)
-# - `tl.device_print` prints while *running*, in each thread: 128 threads hold four elements 32
-#   times. It writes past Python, to standard output; in a notebook that is the server's terminal.
+# - `tl.device_print` prints while *running*, in each thread: 128 threads hold each element 32
+#   times. It writes past Python, to standard output; in a notebook often the server's terminal.
 # - The root of -36 is NaN, and nobody complained.
 #
 # **Stop.** Interpreted, `breakpoint_if(pid == 1)` opens Python's debugger in program 1; two steps
@@ -344,12 +344,12 @@ if __name__ == "__main__":
 #
 # ## The bug museum
 #
-# Each exhibit runs with `mended` false, then true. Below an output, say what you would change.
+# Each exhibit runs with `mended` false, then true. After an output, say what you would change.
 #
 # ### Room 1: edges
 #
 # - **No mask.** *Symptom:* none. All results are right; another tensor, much later, is not.
-# - **Too few programs.** *Symptom:* wrong, but for multiples of the block, or by good luck.
+# - **Too few programs.** *Symptom:* the end is wrong, unless `n` is a multiple of the block.
 
 
 # %%
@@ -379,7 +379,7 @@ if __name__ == "__main__":
 # - `no_mask`: *found by* the guard. *Fix:* `mask=offs < n` wherever a block may pass the end.
 # - `short_grid`: *found by* poison: the NaN that stays names the program. *Fix:* `triton.cdiv`.
 #
-# Without a guard, **compute-sanitizer** finds the first. It comes with CUDA's toolkit, in the
+# Without a guard, **compute-sanitizer** finds `no_mask`. It comes with CUDA's toolkit, in the
 # folder `bin`, and checks each access against the allocations. PyTorch cuts many tensors from one;
 # switch that off: `PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer python bug.py`.
 
@@ -404,7 +404,7 @@ if __name__ == "__main__":
 # %% [markdown]
 # ### Room 2: masked lanes that join in
 #
-# - **The wrong `other`.** *Symptom:* some maxima are 0; rarely with random data.
+# - **The wrong `other`.** *Symptom:* a row without positive numbers has the maximum 0.
 # - **A reduction over masked lanes.** *Symptom:* the result depends on the size of the block.
 
 
@@ -448,9 +448,9 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # - `wrong_other`: *found by* `print_if(row == 1, "x", x)`: the masked lane shows as 0. *Fix:* the
-#   neutral element of the reduction: 0 for a sum, -inf for a maximum, +inf for a minimum.
+#   [neutral element](../glossary.md#neutral-element) of the reduction: 0 for a sum, -inf for a maximum.
 # - `masked_lanes`: *found by* a second block size: no result may depend on it. *Fix:* mask again
-#   once a step, as `x - mean`, has made something of the neutral element.
+#   after a step such as `x - mean`, which makes another number of the neutral element.
 #
 # ### Room 3: addresses
 #
@@ -502,7 +502,7 @@ if __name__ == "__main__":
 #
 # ### Room 4: where only the GPU fails
 #
-# - **A race.** *Symptom:* another result in every run.
+# - **A race.** *Symptom:* a wrong result, often another one in each run.
 # - **TF32.** *Symptom:* a float32 product is right to three digits, and your tolerance has grown.
 # - **Too much shared memory.** *Symptom:* an error at the launch, on some GPUs.
 
@@ -543,13 +543,13 @@ if __name__ == "__main__":
     _exhibit(_race, _tf32, _large_tile)
 
 # %% [markdown]
-# - `race`: *found by* two runs compared bit by bit. Not by the interpreter, nor by the sanitizer's
-#   `racecheck`: it watches [shared memory](../glossary.md#shared-memory), and this
+# - `race`: *found by* a reference, or by two runs that differ. Not by the interpreter, nor by the
+#   sanitizer's `racecheck`: it watches [shared memory](../glossary.md#shared-memory), and this
 #   [race](../glossary.md#race) is in global memory. *Fix:* an [atomic
 #   operation](../glossary.md#atomic-operation), or a place for each program and a sum after.
 # - `tf32`: *found by* a float64 reference, with torch's error beside yours: equal formats err
-#   alike. `tl.dot` rounds float32 to [TF32](../glossary.md#tf32) unless told otherwise. *Fix:*
-#   `input_precision="ieee"`, far slower, or `"tf32x3"`; or mean TF32, and say so.
+#   alike. `tl.dot` cuts float32 down to [TF32](../glossary.md#tf32) unless told otherwise. *Fix:*
+#   `input_precision="ieee"` or `"tf32x3"`, both [far slower](compiler.py#why-is-a-float32-product-inexact); or mean TF32, and say so.{% set product = rec("foundations/compiler") %}{{ claim(3 * product.row("precision", provider="triton", precision="tf32").ms < product.row("precision", provider="triton", precision="tf32x3").ms < product.row("precision", provider="triton", precision="ieee").ms) }}
 # - `large_tile`: *found by* the launch, or by counting: a tile of 128 by 128 float32 is 64 KiB, a
 #   stage holds two, four stages 512 KiB. *Fix:* smaller tiles or fewer `num_stages`.
 #
@@ -657,7 +657,7 @@ if __name__ == "__main__":
 #
 # 1. **Ask in order**: which element, which program, what did it see, does the interpreter see it?
 # 2. **NaN in every output and around it, two block sizes, two runs, a transposed input**: these few
-#    lines of a test find six of the eleven exhibits.
+#    lines of a test find six of the eleven exhibits, the race if its runs differ.
 # 3. **The interpreter for logic, the GPU for races, memory, precision, limits.**
 #
 # ## Exercises
@@ -666,11 +666,11 @@ if __name__ == "__main__":
 #
 #     ??? success "Answer"
 #
-#         Both: element 0 stays NaN, so `first_nan(out)` is 0, and one element of the guard is 2.
+#         Two: element 0 stays NaN, so `first_nan(out)` is 0; and the guard holds a 2.
 #
 # ??? question "2 (medium): let the interpreter show a race."
 #
-#     Each program shifts its block of four in place, `x[i] = x[i + 1]`. There it looks right.
+#     Each program shifts its block of four in place, `x[i] = x[i + 1]`; interpreted, all is right.
 #
 #     ??? success "Answer"
 #

@@ -30,9 +30,9 @@
 #   program asks for its number with `tl.program_id(0)`.
 # - A GPU is a set of processors, **[SMs](../glossary.md#sm)** (streaming multiprocessors;
 #   {{ env.sms }} on this one). A program runs on one SM from start to end; an SM holds several.
-# - Within a program 32 **threads**, a **[warp](../glossary.md#warp)**, execute each instruction
-#   together. In Triton you do not write threads but operations on
-#   **[blocks](../glossary.md#block)** of numbers; the compiler deals the numbers out to warps.
+# - A program runs on **threads**; 32 of them, a **[warp](../glossary.md#warp)**, execute each
+#   instruction together. In Triton you do not write threads but operations on
+#   **[blocks](../glossary.md#block)** of numbers; the compiler deals the numbers out to them.
 #
 # And the four memories, from near to far:
 #
@@ -47,7 +47,7 @@
 #
 # **Bandwidth** is how many bytes arrive in a second once the flow is under way (1 TB/s is 10¹²
 # bytes a second); **[latency](../glossary.md#latency)** is how long you wait for the first one: the
-# width and the length of a pipe. Here are both, measured below, beside the vendor's figures:
+# width and the length of a pipe. Here are both, measured below, beside what is published:
 #
 # {{ diagram("memory_pyramid") }}
 #
@@ -65,7 +65,7 @@
 #
 # Program `p` of `P` owns the blocks `p`, `p + P`, `p + 2P`, … of the buffer and goes round them
 # until it has made `n_loads` loads. This [persistent kernel](../glossary.md#persistent-kernel)
-# moves gigabytes in a launch, whose own microseconds then do not count. Three details matter:
+# moves gigabytes in one launch, so that the launch's own microseconds do not count. Three details:
 #
 # - **The result is used**: the program stores the sum of what it read. Loads whose results nobody
 #   needs are removed by the compiler, and the empty loop would look wonderfully fast.
@@ -194,14 +194,14 @@ def read_reference(x: torch.Tensor, n_programs: int, n_loads: int, block: int) -
 # {{ claim(l1.tbps > 3 * l2.tbps > 4.5 * far.tbps) }}
 #
 # - **Through L1**: {{ l1.tbps | tbps }} at 16 MiB, 124 KiB on each SM,
-#   {{ (l1.tbps / 33.4 * 100) | pct }} of what 128 bytes a clock would give. Past 256 KB an SM, 32
+#   {{ (l1.tbps / 33.4 * 100) | pct }} of what 128 bytes a clock would give. Past 256 KB an SM, 33
 #   MiB in all, the curve bends: what no longer fits comes from L2, the rest still from L1.
 # - **From L2** ("Triton"): {{ l2.tbps | tbps }}, {{ (l2.tbps / far.tbps) | times }} the bandwidth
 #   of HBM, with a cliff shortly before the {{ env.l2_bytes | bytes }} that the driver reports.
 # - **From HBM**: {{ far.tbps | tbps }}; copying is slower, as we shall see.
 # - **One launch of a copy** never shows L2, although at 16 MiB its data is there. It takes
-#   {{ once.us | n(1) }} µs, L2 {{ (once.bytes / l2.tbps * 1e-6) | n(1) }} of them; the rest is the
-#   price of a launch. {{ claim(once.tbps < 0.6 * l2.tbps) }}
+#   {{ once.us | n(1) }} µs, of which L2's bandwidth explains {{ (once.bytes / l2.tbps * 1e-6) | n(1) }};
+#   most of the rest is the price of a launch. {{ claim(once.tbps < 0.6 * l2.tbps) }}
 #
 # ## Latency: follow a trail
 #
@@ -249,12 +249,12 @@ def chase(table: torch.Tensor, position: torch.Tensor, n_hops: int) -> torch.Ten
 #    ~ "from L1, " ~ (l2_ns | n) ~ " ns from L2 and " ~ (far_ns | n) ~ " ns from HBM.") }}
 # {{ claim(l1_ns * 5 < l2_ns < far_ns / 2) }}
 #
-# HBM is some {{ (far_ns * 1.98) | round(-1) | n }} clocks away. (2 ns of each hop are the
-# instruction that computes the address.) L2 ends early, near 30 MiB and not 60: it has
-# [two halves](https://developer.nvidia.com/blog/nvidia-ampere-architecture-in-depth/), each next to
-# half of the SMs, and what an SM reads from the far one is copied into the near one. This lone SM
-# sees the near half; the programs of the figure before, each reading other bytes, had both. On a
-# logarithmic scale, with what the rest of this page measures:
+# HBM is some {{ (far_ns * 1.98) | round(-1) | n }} clocks away. (Some 2 ns of each hop are the
+# instruction that computes the address.) L2 ends early, near 30 MiB and not 60. NVIDIA says of the
+# [A100](https://developer.nvidia.com/blog/nvidia-ampere-architecture-in-depth/) that its L2 is two
+# halves, each caching for the SMs next to it. That fits: this lone SM fills one half; the programs
+# of the figure before, on all SMs and each reading other bytes, filled both. On a logarithmic
+# scale, with what the rest of this page measures:
 #
 # {{ diagram("memory_ladder") }}
 #
@@ -272,7 +272,7 @@ def chase(table: torch.Tensor, position: torch.Tensor, n_hops: int) -> torch.Ten
 # ## Registers: a chain of multiply-adds
 #
 # Triton gives registers no address, so their speed shows only in arithmetic. A multiply-add
-# `x * a + b` reads three and writes one, and each one in a chain needs the result of the one
+# `x * a + b` reads three registers and writes one; in a chain it needs the result of the one
 # before. A program is one warp, each of its threads has four chains, and we vary how many warps
 # share an SM. (`tl.static_range` unrolls the inner loop: counting would cost as much as computing.)
 
@@ -315,8 +315,8 @@ def empty_kernel():
 #    ~ "of the time; 16 reach " ~ (peak.tflops | tflops) ~ " on all SMs.") }}
 # {{ claim(peak.tflops > 60 and peak.tflops > 3 * chain.tflops) }}
 #
-# With one warp a step takes {{ chain.ns | n(1) }} ns, the latency of arithmetic in registers. Two
-# or four warps wait as long, but at the same time, until the units are busy in every clock:
+# With one warp a step takes {{ chain.ns | n(1) }} ns, four clocks, the latency of a multiply-add. Two or four take no
+# longer: an SM has four sets of units, and a warp keeps to one.{{ claim(row("multiply_add", warps_per_sm=4).ns < 1.05 * chain.ns) }} More fill the last gaps, up to
 # {{ peak.tflops | tflops }}, where the data sheet says 67. At 16 bytes for each multiply-add that
 # is {{ (peak.tflops * 8) | tbps }}, {{ (peak.tflops * 8 / read.tbps) | n }} times HBM. What has
 # come as far as a register is worth keeping there.
@@ -343,8 +343,8 @@ def empty_kernel():
 #    ~ "GPU another " ~ (gpu_us | n(1)) ~ " µs.") }} {{ claim(host_us > gpu_us) }}
 #
 # `empty_kernel` costs the GPU {{ gpu_us | n(1) }} µs, and Python {{ host_us | n(1) }} µs
-# ({{ (zeros.host_us / 16) | n(1) }} µs for PyTorch's `zero_`). Python works ahead, unnoticed until
-# kernels are shorter; then the GPU waits ([launch overhead](../glossary.md#launch-overhead)). HBM
+# ({{ (zeros.host_us / 16) | n(1) }} µs for PyTorch's `zero_`). Python works ahead, unnoticed while
+# kernels take longer; else the GPU waits ([launch overhead](../glossary.md#launch-overhead)). HBM
 # delivers {{ (host_us * read.tbps) | n }} MB in the time that Python takes.
 #
 # {{ picture("memory") }}
@@ -457,22 +457,22 @@ def row_softmax_reference(x: torch.Tensor) -> torch.Tensor:
 # **Predict** both times for 4096 × 4096 numbers, $N$ = 64 MiB. A copy of 2 N takes
 # {{ copy_ms(2**27) | ms }}, one of 6 N {{ copy_ms(3 * 2**27) | ms }}.
 #
-# | 4096 × 4096 float32 | launches | bytes moved | saved | time | bandwidth used |
+# | 4096 × 4096 float32 | launches | bytes moved | saved of 8 N | time | bandwidth used |
 # |---|---|---|---|---|---|
 # | PyTorch | 5 | 8 N | | {{ five.ms | ms }} | {{ (five.tbps * 4) | tbps }} |
 # | four kernels | 4 | 6 N | 25 % | {{ four.ms | ms }} | {{ (four.tbps * 3) | tbps }} |
 # | fused | 1 | 2 N | 75 % | {{ one.ms | ms }} | {{ one.tbps | tbps }} |
 #
 # The fused kernel is {{ (four.ms / one.ms) | times }} as fast as the four because it **moves
-# less**, not because it computes or even moves faster: they use about the same bandwidth.
+# less**, not because it computes or even moves faster: both use about the same bandwidth.
 # {{ claim(2.7 < four.ms / one.ms < 3.5 and one.percent > 93) }}
 #
 # {{ figure("softmax_traffic", y="us", logy=True, caption="At 4,096 rows the times differ by the "
 #    ~ "bytes, " ~ ((four.ms / one.ms) | times) ~ "; at 64 by the launches, "
 #    ~ ((small4.ms / small.ms) | times) ~ ".") }}
 #
-# **Where it wins less.** With few rows, what lies between the launches stays in L2, and fusion
-# saves launches rather than bytes. A very long row does not fit the registers (255 for each thread,
+# **Where it wins less.** With few rows, what one launch hands to the next stays in L2, and fusion
+# saves launches, not trips to HBM. A very long row does not fit the registers (255 for each thread,
 # 64 K in an SM) and [spills](../glossary.md#spill) to memory behind your back; the
 # [softmax lecture](../fusion/softmax.py) deals with that. And where arithmetic takes the time,
 # saving bytes saves nothing. Which case is yours?
@@ -481,7 +481,8 @@ def row_softmax_reference(x: torch.Tensor) -> torch.Tensor:
 #
 # Divide the operations of a kernel by the bytes that it must move: its
 # **[arithmetic intensity](../glossary.md#arithmetic-intensity)**. A softmax does about 5 operations
-# for the 8 bytes of an element, 0.6. The larger of the two times bounds the kernel:
+# for the 8 bytes of an element, 0.6. A kernel needs the time of its operations at the peak rate, or
+# that of its bytes at full bandwidth, whichever is longer; as a rate, in operations a second:
 #
 # $$ \text{rate} \le \min(\text{peak rate},\ \text{intensity} \times \text{bandwidth}) $$
 #
@@ -498,9 +499,8 @@ def row_softmax_reference(x: torch.Tensor) -> torch.Tensor:
 #
 # ## What Triton cannot show
 #
-# - **Shared memory by itself**: Triton gives you no address in it. It is the same store as L1, at
-#   the same 128 bytes a clock, so the L1 curve stands in for it. Gluon, Triton's lower-level
-#   language, does hand it to you, in a later lecture.
+# - **Shared memory by itself**: Triton gives you no address in it ([Gluon](../glossary.md#gluon)
+#   does). It is the same store as L1, at the same 128 bytes a clock: the L1 curve stands in for it.
 # - **The registers' bandwidth**, inferred from arithmetic, is a lower bound.
 #
 # [Luo et al.](https://arxiv.org/abs/2402.13499) and [Chips and
@@ -678,17 +678,17 @@ def bench(measure):
 #
 # ??? question "1 · Count: what does fusion gain for `relu(x + b)`, `x` of N bytes, `b` one row?"
 #     ??? success "Answer"
-#         Two launches move 2 N each, fused one does: half the time; for a small `x`, a launch.
+#         Two launches move 2 N each, the fused one 2 N: half the time. For a small `x`, one launch.
 #
 # ??? question "2 · Predict: eight programs an SM read 16 KiB each, twice. What does it cost?"
 #     ??? success "Answer"
-#         Eight rows are 128 KiB: the second time they come from L1, at
-#         {{ (l1.tbps / read.tbps) | times }} the bandwidth. Kept in registers they cost nothing.
+#         Eight times 16 KiB fit L1, which serves the second read at
+#         {{ (l1.tbps / read.tbps) | times }} the bandwidth of HBM. Kept in registers it costs nothing.
 #
 # ??? question "3 · Build: let `chase_kernel` follow 32 trails at a time. How many warps fill HBM?"
 #     ??? success "Answer"
 #         Load `position` from `position_ptr + tl.arange(0, 32)` and store it there; the loop stays.
-#         A hop now makes 32 loads of 32 bytes, the least that HBM hands out, and waits for the
+#         A hop now makes 32 loads of 32 bytes, the least that a cache asks for, and waits for the
 #         slowest. By Little's law {{ sectors | round(-3) | n }} loads must be under way: from
 #         {{ (sectors / 32) | round(-2) | n }} warps, {{ (sectors / 32 / env.sms) | n }} on each SM.
 #

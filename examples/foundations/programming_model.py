@@ -195,9 +195,9 @@ def add_masked_kernel(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
 # ### One kernel, several compiled versions
 #
 # At a launch, Triton reduces each argument to what machine code can depend on: a tensor to its
-# dtype and whether its address is a multiple of 16, an integer to whether it is 1 or a multiple of
-# 16, a constexpr to its value. A new combination is compiled anew. The PTX of a compiled kernel
-# (NVIDIA's virtual assembly) shows what each load fetches. Which of these calls share a version?
+# dtype and whether its address is a multiple of 16, an integer to its width and whether it is 1 or
+# a multiple of 16, a constexpr to its value. A new combination is compiled anew. The kernel's
+# [PTX](../glossary.md#ptx), an assembly text, shows what a load fetches. Which calls share a version?
 
 
 # %%
@@ -245,7 +245,7 @@ if __name__ == "__main__" and not triton.knobs.runtime.interpret:
 # less{{ claim(odd.ms > 2 * even.ms) }}. The compiler dealt eight neighbours to each thread for one
 # 16-byte load; the mask forbids it, so a thread fetches them one by one, and what 32 threads fetch
 # together lies 16 bytes apart: [coalescing](../glossary.md#coalescing) is lost. From `x[1]`, without
-# hope of wide loads, it deals out single elements, which costs less (and torch's way least).
+# hope of wide loads, it deals out single elements, to neighbouring threads: that costs less{{ claim(row("awkward", provider="triton_masked", case="from x[1]").ms < 0.6 * odd.ms) }} (torch least{{ claim(row("awkward", provider="torch", case="from x[1]").ms < row("awkward", provider="triton", case="from x[1]").ms) }}).
 #
 # ### One change: whole blocks need no mask
 #
@@ -276,8 +276,8 @@ def add_kernel(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
 # ### The function around it
 #
 # A kernel would add ten elements to a thousand; the function around it turns mistakes into
-# messages. `contiguous()` copies a tensor whose [strides](../glossary.md#stride) do not walk memory
-# in a straight line, as the kernel does. Triton launches on the *current* GPU, which need not be
+# messages. The kernel walks memory in a straight line; `contiguous()` copies a tensor whose
+# [strides](../glossary.md#stride) do not. Triton launches on the *current* GPU, which need not be
 # the one that holds `x`. And PyTorch cannot see into a kernel: without `_Add` a gradient would be
 # lost silently. (For a sum, both inputs receive the gradient that arrives.)
 
@@ -368,7 +368,7 @@ class _Add(torch.autograd.Function):
 # {% set double = row("vector_add_block", provider="triton_4_warps", block=256) %}
 # From 256 to 128 the time doubles{{ claim(1.8 < small.ms / double.ms < 2.2) }}, with 2 warps as with
 # 4: the GPU starts no more than {{ (small.n / small.block / small.ms * 1e-6) | n(1) }} programs a
-# nanosecond. From 1,024 on memory is the limit. `add` takes 1,024, and 4 warps.
+# nanosecond. From 512 on memory is the limit (with 8 warps from 1,024).{{ claim(row("vector_add_block", provider="triton_4_warps", block=512).percent > 95 and row("vector_add_block", provider="triton_8_warps", block=1024).percent > 95 > row("vector_add_block", provider="triton_8_warps", block=512).percent) }} `add` takes 1,024, and 4 warps.
 #
 # ## Third kernel: an image turns grey, on a 2-D grid
 #
@@ -543,20 +543,19 @@ if __name__ == "__main__":
 # {% set small = row("vector_add", provider="triton", n=2**12) %}
 # At 2²⁸ `add` takes {{ large.ms | ms }}, {{ large.percent | pct }} of the copy of as many
 # bytes{{ claim(large.percent >= 99) }}; torch takes
-# {{ row("vector_add", provider="torch", n=2**28).ms | ms }}. (More than 100 % is no error: an add
-# reads twice what it writes, and reading is the faster direction.) Nothing is left to save. **A
-# lone element-wise kernel is not where Triton pays**; one kernel in place of several is, as in
-# [softmax](../fusion/softmax.py).
+# {{ row("vector_add", provider="torch", n=2**28).ms | ms }}. (More than 100 % is no error: changing between
+# reading and writing costs time, and an add, which mostly reads, changes less.) **A lone
+# element-wise kernel is not where Triton pays**; one in place of several is, as in [softmax](../fusion/softmax.py).
 #
 # ### Why small sizes look bad
 #
-# {{ figure("vector_add", y="tbps", caption="The same rows in TB/s: below a million elements they sink, and a copy with them.") }}
+# {{ figure("vector_add", y="tbps", caption="The same rows in TB/s: below 16 million elements they sink, and a copy with them.") }}
 #
 # At 2¹² the add takes {{ small.us | n(1) }} µs for {{ small.bytes | bytes }}, which would pass in
 # {{ (small.bytes / large.tbps * 1e-6) | n(2) }} µs at full speed: to begin and end *any* kernel
 # costs the GPU a few microseconds, a copy too. And before it the host spends
 # {{ small.host_us | n(1) }} µs on the call, so with one small kernel after the other the GPU waits
-# for the host. What helps: fewer and larger kernels, or a CUDA graph, which replays many at once.
+# for the host. What helps: fewer and larger kernels, or a [CUDA graph](../glossary.md#cuda-graph), which replays many at once.
 #
 # ### Grey
 #
@@ -565,11 +564,11 @@ if __name__ == "__main__":
 # {% set grey = row("grey", provider="triton", side=8192) %}
 # {% set eager = row("grey", provider="torch", side=8192) %}
 # {% set fused = row("grey", provider="torch_compile", side=8192) %}
-# At a side of 8,192: {{ grey.ms | ms }}, {{ grey.percent | pct }} of the copy. Eager torch, which
-# stores its intermediates in four bytes, takes {{ (eager.ms / grey.ms) | times }} as
+# At a side of 8,192: {{ grey.ms | ms }}, {{ grey.percent | pct }} of the copy. Eager torch stores each step's
+# result in four bytes, moves 36 bytes a pixel in place of 4, and takes {{ (eager.ms / grey.ms) | times }} as
 # long{{ claim(eager.ms > 5 * grey.ms) }}: fusion's first gain. torch.compile fuses the specification
 # into one kernel too, level with ours{{ claim((fused.ms / grey.ms - 1) | abs < 0.05) }} and a little
-# ahead on small images. Element-wise work you may leave to it.
+# ahead on small images{{ claim(row("grey", provider="torch_compile", side=1024).ms < row("grey", provider="triton", side=1024).ms) }}. Element-wise work you may leave to it.
 #
 # ## Where it loses
 #
@@ -577,8 +576,8 @@ if __name__ == "__main__":
 #
 # {% set camera = row("grey_camera", provider="triton", side=8192) %}
 # An image in `(H, W, 3)` order takes {{ (camera.ms / grey.ms) | times }} as
-# long{{ claim(camera.ms > 1.2 * grey.ms) }}. Caches serve a byte's neighbours, so memory sees little
-# more traffic; but each byte is a load of its own. torch.compile fares a little better. Exercise 3.
+# long{{ claim(camera.ms > 1.2 * grey.ms) }}. Caches serve a byte's neighbours, so memory should see little
+# more traffic; but each byte is a load of its own. torch.compile fares a little better{{ claim(row("grey_camera", provider="torch_compile", side=8192).ms < camera.ms) }}. Exercise 3.
 #
 # ## What to remember
 #
@@ -601,7 +600,8 @@ if __name__ == "__main__":
 #     ??? success "Answer"
 #
 #         Planes lose something, `(H, W, 3)` most of its speed: no two offsets are known to be
-#         consecutive, and threads run down the columns. Hence tiles of one row, in a wide image.
+#         consecutive, and Triton 3.6 runs its threads down the columns (3.7 keeps them in rows).
+#         Hence tiles of one row, in a wide image.
 #
 # ??? question "3 (hard): make `(H, W, 3)` fast."
 #

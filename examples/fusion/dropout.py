@@ -17,8 +17,8 @@
 # k_i = 1 \text{ with probability } 1 - p, \text{ else } 0.
 # $$
 #
-# Forward and backward must toss the same coins. PyTorch tosses them once and keeps what fell: a
-# byte an element, which waits in memory until the backward pass. **Must anyone store it?**
+# Forward and backward must toss the same coins. PyTorch tosses them once and keeps the result, the
+# mask: a byte an element, which waits in memory until the backward pass. **Must anyone store it?**
 #
 # ## What it costs
 #
@@ -30,11 +30,11 @@
 # For 2²⁷ elements that saves {{ (2**27) | bytes }} of memory, and the [floor](../glossary.md#floor)
 # of either pass becomes a copy of {{ (4 * 2**27) | bytes }}: {{ copy_ms(4 * 2**27) | ms }} on this
 # {{ env.gpu }}. But numbers that are not read must be computed, and there is a second budget. Each
-# of the {{ env.sms }} [SMs](../glossary.md#sm) has 128 slots a clock, and an instruction of a thread
+# of the {{ env.sms }} [SMs](../glossary.md#sm) has 128 *slots* a clock, and an instruction of a thread
 # takes one; a product of integers takes two, for it runs at
 # [half the rate](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#throughput-of-native-arithmetic-instructions).
-# {% set slots = copy_ms(4 * 2**27) * 1e-3 * env.sms * 128 * 1.8e9 / 2**27 %}
-# At some 1.8 GHz that makes {{ slots | n(0) }} slots an element in the time of that copy, for loads,
+# {% set a_second = rec("foundations/memory_hierarchy").row("multiply_add", warps_per_sm=16).tflops / 2 %}{% set slots = copy_ms(4 * 2**27) * 1e-3 * a_second * 1e12 / 2**27 %}
+# Together they do {{ a_second | n }} × 10¹² instructions a second ([measured](../foundations/memory_hierarchy.py#registers-a-chain-of-multiply-adds)). That makes {{ slots | n(0) }} slots an element in the time of that copy, for loads,
 # stores and all. **Can a good random number be that cheap?**
 #
 # ## Numbers with an address
@@ -46,9 +46,9 @@
 #
 # Philox4x32 ([Salmon et al., 2011](https://doi.org/10.1145/2063384.2063405)) turns a 128-bit counter
 # and a 64-bit key into four 32-bit words, in ten rounds. A round takes two products of 32 by 32
-# bits, whose halves change places. PyTorch, cuRAND and
+# bits, whose halves change places. PyTorch on a GPU and
 # [`tl.rand`](https://triton-lang.org/main/python-api/triton.language.html#random-number-generation)
-# use it. In plain PyTorch:
+# use it, cuRAND offers it. In plain PyTorch:
 
 # %% tags=["copy"]
 import torch
@@ -76,9 +76,9 @@ def philox_reference(counter, seed, rounds=10):
     return torch.stack([c0, c1, c2, c3], dim=-1)
 
 # %% [markdown]
-# How many rounds? The authors report that seven pass BigCrush, the hardest of the usual batteries
-# of tests; ten, their default, have something in reserve. PyTorch takes ten, and so does this page,
-# unless seven turn out to be faster.
+# How many rounds? The authors report that seven pass BigCrush, a battery of tests that many
+# generators fail; ten, their default, have something in reserve. PyTorch takes ten, and so does
+# this page, unless it can afford only seven.
 #
 # ## Step 1: a call for each element
 #
@@ -95,7 +95,7 @@ def dropout_rand_kernel(x_ptr, out_ptr, seed, p, n, BLOCK: tl.constexpr):
     tl.store(out_ptr + offs, tl.where(keep, x / (1 - p), 0.0), mask=mask)
 
 # %% [markdown]
-# They are thrown away. (torch.compile generates much the same.)
+# They are thrown away. (torch.compile's kernel also calls `tl.rand` for each element.)
 #
 # ## Step 2: four elements a call
 #
@@ -120,7 +120,7 @@ def dropout_words_kernel(x_ptr, out_ptr, seed, limit: tl.uint32, scale, n, BLOCK
 # A coin does not need 32 bits. With 16, one call serves eight elements, which in bfloat16 are the
 # 16 bytes that a thread loads at once. The price has to be said: **$p$ becomes a multiple of
 # 1/65,536**. $p = 0.1$ drops 6,554 in 65,536, or 0.100006. The scale is computed from that number,
-# not from $p$, so that the mean of $y$ is exactly $x$. What lies below 1/131,072 rounds to nothing.
+# not from $p$, so that the mean of $y$ is exactly $x$. A $p$ below 1/131,072 becomes 0.
 #
 # {{ diagram("dropout_philox") }}
 #
@@ -132,8 +132,8 @@ def dropout_words_kernel(x_ptr, out_ptr, seed, limit: tl.uint32, scale, n, BLOCK
 # - **Whole blocks need no [mask](../glossary.md#mask)**, so odd lengths are fast
 #   ([why](../foundations/programming_model.py#one-change-whole-blocks-need-no-mask)).
 #
-# So that chunks toss the coins of the whole, a tensor may begin anywhere in its mask, `lead`
-# elements after a multiple of eight.
+# Pieces of a tensor should get the coins that the whole would. So a piece may begin anywhere in the
+# mask: in the middle of a call, too, `lead` elements after a multiple of eight.
 
 # %% tags=["copy"]
 @triton.jit
@@ -209,27 +209,27 @@ if __name__ == "__main__" and not triton.knobs.runtime.interpret:
     show_instructions()
 
 # %% [markdown]
-# Step 1 is over three times too expensive, step 2 a little, step 3 fits, and seven rounds save what
-# nobody needs. (The benchmark will say whether it is so.)
+# Step 1 costs nearly three times the budget, step 2 a little more than it; step 3 fits with ten
+# rounds, so seven would save what nobody needs. (The benchmark will say whether the steps obey.)
 #
 # ## The seed
 #
 # Each call needs a new one, and `torch.manual_seed` should make it reproducible. Three traps:
 #
 # - **Drawn on the GPU and read back** it makes the host wait for the GPU, at every dropout of every
-#   layer. PyTorch's CPU generator costs a microsecond or two, and `manual_seed` seeds it, too.
+#   layer. PyTorch's CPU generator makes nobody wait, and `manual_seed` seeds it, too.
 # - **Integer arguments are specialised**: a version for multiples of 16, one for the rest, others
 #   for 1 and past 32 bits. Random seeds would meet each some day, and training would stop to
 #   compile. Hence `do_not_specialize`, and the types.
-# - **A CUDA graph replays its arguments.** A seed from the host would toss the same coins in every
+# - **A [CUDA graph](../glossary.md#cuda-graph) replays its arguments.** A seed from the host would toss the same coins in every
 #   replay: no error, only a worse model. While a graph is captured the seed is drawn on the GPU
 #   instead, by a generator that PyTorch moves on at every replay; the kernel reads it from memory.
 #
 # ## The function around it
 #
-# Forward and backward are one function, of `x` and of `dy`; so the backward pass calls `_Dropout`
-# again, and even a second derivative works. The residual's gradient is `dy` itself. An element's
-# coin follows from its place in the tensor, row by row: what is not contiguous is copied first.
+# The backward pass does to `dy` what the forward pass did to `x`: so it calls `_Dropout` again, and
+# even a second derivative works. `dropout_add` adds a residual in the same kernel; its gradient is
+# `dy` itself. Elements are numbered row by row: what is not contiguous is copied first.
 
 # %% tags=["copy"]
 def dropout_forward(x, residual, threshold, seed, offset, out=None) -> torch.Tensor:
@@ -376,19 +376,20 @@ def dropout_add_reference(x, residual, p, seed, offset=0):
 # %% [markdown]
 # ## Is it random?
 #
-# Bits can be right and the generator wrong, or its *use*: most bad random numbers come from a good
-# generator whose counters or keys collide. So test what comes out of `dropout`:
+# Bits can be right and the generator wrong, or its *use*: even a good generator gives bad numbers
+# where its counters or keys collide. So test what comes out of `dropout`:
 #
 # - **rate**: is the share of kept elements $1 - p$?
-# - **lags**: is an element correlated with those 1 to 64 places away, or a power of two? They
+# - **lags**: is an element correlated with those 1 to 64 places away, or 128, 256, … 8,192? They
 #   belong to other lanes, calls and programs.
 # - **seeds**: are masks of neighbouring seeds correlated, at any shift up to 16?
 # - **clumps**: do counts in 256 elements vary as much as chance has it, not more and not less?
 # - **patterns**: does each of the 16 patterns of four come as often as it should?
 #
-# Each gives standard deviations from what chance expects, the worst of its kind: of two hundred one
-# may reach 4; 6 is no chance. A test that cannot fail tests nothing, so five bad generators stand
-# beside ours. Which test finds which? And of what use is the first, which everybody makes?
+# Each gives standard deviations from what chance expects, the worst of its kind. There are 239 of
+# them in all: by chance one may well pass 3; none reaches 6. A test that cannot fail tests nothing,
+# so five bad generators stand beside ours (an LCG, linear congruential generator, multiplies and
+# adds). Which test finds which? And of what use is the first, which everybody makes?
 
 # %%
 def randomness(keep, n, p=0.5):
@@ -449,9 +450,9 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # The rate finds none of them. A fault shows where it repeats, so **test across whatever your
-# counter and your key are made of**: lanes, calls, programs, seeds. And a pass proves little: five
-# rounds pass these tests, too. That ten suffice is known from the authors' far harder ones; these
-# watch that the generator is used as it should be. `check` puts it all together.
+# counter and your key are made of**: lanes, calls, programs, seeds. And a pass proves little:
+# `rounds=5` passes these tests, too. That ten suffice is known from the authors' far harder ones;
+# these watch that the generator is used as it should be. `check` puts it all together.
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -596,7 +597,7 @@ def bench(measure):
 
 # %% [markdown]
 # {{ figure("forward", providers=["triton", "triton_four_a_call", "triton_one_a_call", "torch", "torch_compile"],
-#    caption="Eight coins a call reach the copy; one a call is bound by arithmetic.") }}
+#    caption="Eight coins a call run at a copy's speed; one a call is bound by arithmetic.") }}
 # {% set n = 2**27 %}{% set ours = row("forward", provider="triton", n=n) %}
 # {% set one = row("forward", provider="triton_one_a_call", n=n) %}{% set four = row("forward", provider="triton_four_a_call", n=n) %}
 # {% set eager = row("forward", provider="torch", n=n) %}{% set compiled = row("forward", provider="torch_compile", n=n) %}
@@ -624,7 +625,7 @@ def bench(measure):
 # {% set fused = row("add_forward", provider="triton") %}{% set eager = row("add_forward", provider="torch") %}
 # {% set both = row("add_gradient", provider="triton") %}{% set both_eager = row("add_gradient", provider="torch") %}
 #
-# **With the residual**, three trips in place of five: {{ fused.ms | ms }}, {{ fused.percent | pct }} of the
+# **With the residual**, three trips in place of five and the mask: {{ fused.ms | ms }}, {{ fused.percent | pct }} of the
 # copy{{ claim(fused.percent >= 92) }}, PyTorch {{ (eager.ms / fused.ms) | times }} as long{{ claim(eager.ms > 1.5 * fused.ms) }};
 # forward and backward {{ both.ms | ms }}, PyTorch {{ (both_eager.ms / both.ms) | times }}{{ claim(both_eager.ms > 1.3 * both.ms) }}.
 #
@@ -635,23 +636,23 @@ def bench(measure):
 # {% set odd = row("awkward", provider="triton", case="2^27 - 1") %}{% set shifted = row("awkward", provider="triton", case="offset 3") %}
 # {% set small = row("small", provider="triton") %}{% set small_torch = row("small", provider="torch") %}
 # - **An offset that is no multiple of eight** puts a row of eight across two vectors: loads
-#   of single elements, {{ (shifted.ms / odd.ms) | times }} the time{{ claim(shifted.ms > 1.3 * odd.ms) }}. An odd length costs nothing.
+#   of single elements, {{ (shifted.ms / odd.ms) | times }} the time{{ claim(shifted.ms > 1.3 * odd.ms) }}, more than PyTorch takes{{ claim(shifted.ms > row("awkward", provider="torch", case="offset 3").ms) }}. An odd length costs {{ (odd.ms / row("forward", provider="triton", n=2**27).ms * 100 - 100) | n }} %{{ claim(odd.ms < 1.03 * row("forward", provider="triton", n=2**27).ms) }}.
 # - **Small tensors**: at 4,096 elements a call takes {{ small.host_us | n(0) }} µs of the host (PyTorch
 #   {{ small_torch.host_us | n(0) }}{{ claim(small_torch.host_us < small.host_us <= 25) }}), with the gradient
-#   {{ row("small_gradient", provider="triton").host_us | n(0) }}, and the kernel {{ small.us | n(1) }} µs of the GPU. Fuse, or capture a graph.
+#   {{ row("small_gradient", provider="triton").host_us | n(0) }} (PyTorch {{ row("small_gradient", provider="torch").host_us | n(0) }}{{ claim(row("small_gradient", provider="torch").host_us < row("small_gradient", provider="triton").host_us) }}), and the kernel {{ small.us | n(1) }} µs of the GPU. Capture a graph.
 # - **Rare drops**: $p = 0.001$ becomes 66 / 65,536, 0.7 % more. Where that matters: exercise 1.
 #
 # ## What to remember
 #
 # 1. **What can be computed again need not be stored**: a seed stands for a mask of any size.
 # 2. **Random numbers cost instructions.** Count them, and use every bit of a call.
-# 3. **A random mask that looks right proves nothing.** Most faults leave the rate as it should be.
+# 3. **A mask with the right share of zeros proves nothing.** Most faults leave that share alone.
 #
 # ## Exercises
 #
 # ??? question "1 (easy): 32 bits for each coin, as in step 2: what do they cost, what do they buy?"
 #     ??? success "Answer"
-#         Twice the products. $p$ is off by at most $2^{-33}$, not $2^{-17}$, 0.008 % of $p = 0.1$.
+#         Twice the calls: {{ (four.ms / row("forward", provider="triton", n=n).ms) | times }} the time above. $p$ is off by at most $2^{-33}$; with 16 bits by $2^{-17}$, 0.008 % of $p = 0.1$.
 #
 # ??? question "2 (medium): a seed a row, so that no sample's mask depends on the batch; any stride"
 #     ??? success "Answer"
@@ -685,7 +686,7 @@ def bench(measure):
 # ??? question "3 (hard): drop whole rows (stochastic depth). What is the floor now?"
 #     ??? success "Answer"
 #         The coin, with `row` as counter, is known before `x` is loaded, and a dropped row need not
-#         be: `tl.load(x_ptrs, mask=keep & mask, other=0.0)`. Two trips become $2 - p$.
+#         be loaded: `tl.load(x_ptrs, mask=keep & mask, other=0.0)`. Two trips become $2 - p$.
 #
 # ## Use it in your project
 #

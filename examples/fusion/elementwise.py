@@ -15,7 +15,7 @@
 #
 # ## Count before you write
 #
-# A *trip* is a tensor read from [HBM](../glossary.md#hbm), or written to it. An element-wise kernel computes so little that trips are its time. Each operation pays for its inputs and its output; [fused](../glossary.md#fusion), **only the first inputs and the last output are paid for**:
+# A *trip* is a tensor read from [HBM](../glossary.md#hbm), or written to it. An element-wise kernel computes so little that its time is that of its trips. Run one by one, each operation pays for its inputs and its output; [fused](../glossary.md#fusion), **only the first inputs and the last output are paid for**:
 #
 # | | one by one | launches | trips | fused: 1 launch | trips | gain |
 # |---|---|---|---|---|---|---|
@@ -25,7 +25,7 @@
 #
 # {{ diagram("elementwise_trips") }}
 #
-# The bias, one row for thousands, stays in caches and does not count. Now in bytes. {% set trip = 2 * 2**27 %}A tensor of 2²⁷ bfloat16 numbers is {{ trip | bytes }}. Six trips at the speed of a copy take
+# The bias, one row that serves thousands of rows, stays in caches and does not count. Now in bytes. {% set trip = 2 * 2**27 %}A tensor of 2²⁷ bfloat16 numbers is {{ trip | bytes }}. Six trips at the speed of a copy take
 # {{ copy_ms(6 * trip) | ms }} on this {{ env.gpu }}, four take {{ copy_ms(4 * trip) | ms }}, the [floor](../glossary.md#floor) of the
 # fused kernel. **Trips before over trips after is the gain**, before a line is written.
 
@@ -95,18 +95,18 @@ if __name__ == "__main__" and not triton.knobs.runtime.interpret:
         print(f"{name:21} {eager} launches, compiled {compiled}")
 
 # %% [markdown]
-# - Plain chains become **one** kernel, even the nine of the formula. Nothing is left to gain.
+# - Plain chains become **one** kernel, even the nine of the formula: no trip is left to save.
 # - **A look from Python** (`.item()`, `print`, an `if` on a tensor) breaks the graph: what stands
 #   before it and after it is compiled apart, and `u` goes through memory.
-# - **A library call** is a wall: what stands before the product and behind it cannot meet.
-# - **New shapes** compile anew, for seconds each, until PyTorch marks them dynamic, or gives up.
+# - **A library call** is a wall: the addition before the product and the GELU after it stay apart.
+# - **New shapes** compile anew, until PyTorch marks their sizes as dynamic, or gives up.
 #
 # **So compile first, count launches, and write a kernel where the count is higher than your table
-# says.** Here all three get one, to learn on; the third will beat the compiler.
+# says.** Here all three chains get one, to learn on; the third will beat the compiler's.
 #
 # ## Step 1: two operations, one kernel
 #
-# [`add`](../foundations/programming_model.py#second-kernel-add-two-vectors) with another formula. As there, [whole blocks take no mask](../foundations/programming_model.py#one-change-whole-blocks-need-no-mask), so that an odd length costs nothing; `_elementwise` serves both cases, for a [mask](../glossary.md#mask) of `None` is gone once compiled, and so is the `if` on `OP`, a [constexpr](../glossary.md#constexpr).
+# [`add`](../foundations/programming_model.py#second-kernel-add-two-vectors) with another formula. As there, [whole blocks take no mask](../foundations/programming_model.py#one-change-whole-blocks-need-no-mask), so that an odd length costs nothing. `_elementwise` serves blocks with a [mask](../glossary.md#mask) and without: where it is `None` the compiler leaves it out, and it decides the `if` on `OP`, a [constexpr](../glossary.md#constexpr), too.
 #
 # - **Cast first.** Triton, like PyTorch, multiplies two bfloat16 numbers to a bfloat16, rounded to
 #   8 bits each time. After `.to(tl.float32)` one rounding is left, at the store.
@@ -141,8 +141,7 @@ def elementwise_kernel(x_ptr, y_ptr, z_ptr, out_ptr, n, OP: tl.constexpr, BLOCK:
 # %% [markdown]
 # ## Step 2: the functions around it
 #
-# An element-wise kernel may walk memory in any order that all tensors share: where [strides](../glossary.md#stride) are equal and leave no gaps, nothing is copied. Other shapes and dtypes are refused, not guessed at. PyTorch cannot see into a kernel, hence the `Function`; backward, its own kernels serve (exercise 2 fuses two of them). The ReLU's gradient asks the output
-# what passed, so nothing else is kept.
+# An element-wise kernel may walk memory in any order that all tensors share: where [strides](../glossary.md#stride) are equal and leave no gaps, nothing is copied. Shapes and dtypes that differ are refused, not guessed at. PyTorch cannot see into a kernel, so an `autograd.Function` says what its gradient is. PyTorch's own kernels compute that (exercise 2 fuses two of them). The ReLU's needs only the output, which is positive where `x + y` passed.
 
 # %% tags=["copy"]
 def _launch(op, out, *tensors):
@@ -236,27 +235,26 @@ def add_relu(x: torch.Tensor, y: torch.Tensor, *, out: torch.Tensor | None = Non
 # ## Step 3: which column is this?
 #
 # Element `i` needs entry `i % n_cols` of the bias. Written so, each lane divides, some twenty
-# instructions, and fetches for itself. Better: a *tile*, `ROWS` by `BLOCK`, loads its stretch once.
-# How many rows of 1,024, for 128 threads? {% set t1, t2 = row("tiles", rows=1), row("tiles", rows=2) %}One, 8 elements a thread, is one 16-byte load at a time: {{ t1.percent | pct }} of the copy. Two are enough: {{ t2.percent | pct }}{{ claim(t2.percent > t1.percent + 3) }}. ([More on blocks](../foundations/programming_model.py#the-size-of-a-block-powers-of-two-and-num_warps).)
+# instructions (forty in 64 bits), and fetches for itself. Better: a *tile*, `ROWS` by `BLOCK`,
+# loads its stretch of the bias once. How many rows of 1,024, for 128 threads? {% set t1, t2 = row("tiles", rows=1), row("tiles", rows=2) %}With one row a thread has 8 elements, a single load of 16 bytes under way: {{ t1.percent | pct }} of the copy's speed. Two are enough: {{ t2.percent | pct }}{{ claim(t2.percent > t1.percent + 3) }}. ([More on blocks](../foundations/programming_model.py#the-size-of-a-block-powers-of-two-and-num_warps).)
 #
 # {{ diagram("elementwise_bias") }}
 #
-# Loads are wide where rows are known to begin at a multiple of 16 bytes, so where 16 divides
-# `n_cols`. What of 1,000 columns, 12,289, or 3? **Repeat the bias.** A matrix of 12,289 columns is
-# also one of 16 × 12,289, under a bias that says everything 16 times: the same sums, and rows that
-# 16 divides. So short rows become long. Only the last may be cut short: there `offs < n`.
+# Loads are wide where the compiler knows that rows begin at a multiple of 16 bytes; of `n_cols` it
+# knows only [whether 16 divides it](../foundations/programming_model.py#one-kernel-several-compiled-versions). What of 1,000 columns, 12,289, or 3? **Repeat the bias.** A matrix of 12,289 columns is also one of 16 × 12,289, under a bias repeated 16 times:
+# the same sums, and rows whose length 16 divides. So short rows become long. The last may be cut
+# short: there the mask is `offs < n`, too.
 #
 # ## Step 4: a GELU in a dozen instructions
 #
-# Is there time to compute? In bfloat16 this memory brings and takes {% set clock = 1.755 %}{% set rate = copy_tbps(2**29) * 1e12 / 4 %}{{ (rate * 1e-12) | n(2) }} × 10¹² elements a second. {{ env.sms }} [SMs](../glossary.md#sm) of 128 lanes at
-# {{ clock }} GHz do {{ (env.sms * 128 * clock * 1e9 / rate) | n }} **instructions in the time of one element**, its load, store and
-# conversions included. `tl.erf` takes thirty: it would set the time, not memory.
+# Is there time to compute? In bfloat16 this memory brings and takes {% set rate = copy_tbps(2**29) * 1e12 / 4 %}{{ (rate * 1e-12) | n(2) }} × 10¹² elements a second. The lanes of the {{ env.sms }} [SMs](../glossary.md#sm) {% set lanes = rec("foundations/memory_hierarchy").row("multiply_add", warps_per_sm=16).tflops / 2 %}do {{ lanes | n }} × 10¹² multiply-adds a second ([measured](../foundations/memory_hierarchy.py#registers-a-chain-of-multiply-adds)). That makes {{ (lanes * 1e12 / rate) | n }} **instructions an element**, its load, store and
+# conversions included. With `tl.erf`, the error function, in $\Phi(u) = \frac{1}{2}(1 + \text{erf}(u / \sqrt{2}))$, it takes {{ row("forms", form="tl.erf").instructions | n }}{{ claim(row("forms", form="tl.erf").instructions > lanes * 1e12 / rate > 1.5 * row("forms", form="none").instructions) }}: arithmetic would set the time, not memory.
 #
 # So do without erf. From $\Phi(u) = 1 - \Phi(-u)$ follows
 # $\text{gelu}(u) = \max(u, 0) - |u| \, \Phi(-|u|)$, and the logarithm of $\Phi(-a)$ is nearly a
 # parabola: a polynomial of degree 7, seven multiply-adds, gives $\log_2 \Phi(-a)$, and `exp2`, one
 # instruction, the rest. This also keeps the digits that `1 + erf(…)` cancels for negative $u$.
-# GPT-2's form is a sigmoid in disguise, $\frac{1}{2}(1 + \tanh v) = 1 / (1 + e^{-2v})$. For the
+# In GPT-2's form hides a sigmoid: $\frac{1}{2}(1 + \tanh v) = 1 / (1 + e^{-2v})$. For the
 # gradient: $\text{gelu}'(u) = \Phi(u) + u \, \Phi'(u)$. Predict which form is slower than a copy.
 
 # %% tags=["copy"]
@@ -321,7 +319,7 @@ def gelu_forms_kernel(x_ptr, out_ptr, FORM: tl.constexpr, BLOCK: tl.constexpr):
 # {{ table("forms", columns=["form", "instructions", "millionths", "ms", "percent"]) }}
 # {% set erf, own, coarse = row("forms", form="tl.erf"), row("forms", form="none"), row("forms", form="tanh.approx") %}
 #
-# Instructions are an element's share of the machine code, errors (in millionths) the largest up to |u| = 8, before rounding. `none` and `tanh` are ours. `tl.erf` takes {{ (erf.ms / own.ms) | times }} as long{{ claim(erf.ms > 1.1 * own.ms) }}. NVIDIA's tanh in one instruction saves {{ (row("forms", form="tanh").instructions - coarse.instructions) | n(0) }} that memory hides, and errs {{ (coarse.millionths / row("forms", form="tanh").millionths) | times }} as much{{ claim(coarse.millionths > 3 * row("forms", form="tanh").millionths) }}.
+# Instructions are an element's share of the machine code, `millionths` the largest error up to |u| = 8, before rounding, in units of 10⁻⁶. `none` (the definition) and `tanh` (GPT-2's form) are ours; the names are PyTorch's. `tl.erf` takes {{ (erf.ms / own.ms) | times }} as long{{ claim(erf.ms > 1.1 * own.ms) }}. NVIDIA's tanh in one instruction saves {{ (row("forms", form="tanh").instructions - coarse.instructions) | n(0) }} that memory hides, and errs {{ (coarse.millionths / row("forms", form="tanh").millionths) | times }} as much{{ claim(coarse.millionths > 3 * row("forms", form="tanh").millionths) }}.
 
 # %% tags=["copy"]
 @triton.jit
@@ -348,8 +346,7 @@ def bias_gelu_kernel(
 # %% [markdown]
 # ### Backward: the bias has a gradient too
 #
-# $dx = d \cdot \text{gelu}'(x + b)$ is element-wise: three trips. $db$ is the sum of each column
-# of $dx$, for which PyTorch reads $dx$ again; here it is in [registers](../glossary.md#register). So a program walks down a strip of rows, adds up in float32, and leaves a row of partial sums, which `torch.sum` adds up. No [atomics](../glossary.md#atomic-operation): the order of additions, and so every bit, is the same in each run. Only x and bias are kept from the forward pass: adding them
+# With the gradient $dy$ that arrives (`dout`), $dx = dy \cdot \text{gelu}'(x + b)$ is element-wise: three trips. $db$ is the sum of each column of $dx$, for which PyTorch reads $dx$ again; here $dx$ is in [registers](../glossary.md#register) already. So a program walks down a strip of rows, adds up in float32, and leaves a row of partial sums; `torch.sum` adds up those. No [atomics](../glossary.md#atomic-operation): the order of additions, and so every bit, is the same in each run. Only x and bias are kept from the forward pass: adding them
 # again is cheaper than a trip.
 
 # %% tags=["copy"]
@@ -473,8 +470,8 @@ def bias_gelu(
 # %% [markdown]
 # ## Is it right?
 #
-# Against float64, in outputs poisoned with NaN before a guard. Printed is the largest error, ours
-# and torch's, over half a unit in the last place and a little. Where will two roundings show?
+# `check` compares with float64, in outputs filled with NaN, before a [guard](../glossary.md#poison-and-guard). It prints the largest error, ours
+# and torch's, in percent of the allowed: half an [ulp](../glossary.md#ulp) and a little. Where will two roundings show?
 
 # %% tags=["fold"]
 OPS = (  # reference, inputs, trips forward, trips with gradient
@@ -626,7 +623,8 @@ def bench(measure):
     yield result("small", "relu(x + y), bfloat16", "n", rows, host=True)
 
 # %% [markdown]
-# {{ figure("forward_bfloat16", where={"length": "even"}, providers=["triton", "torch", "torch_compile"], caption="Fused, all three run at the speed of a copy; the compiler's kernels in two of three.") }}
+# {{ figure("forward_bfloat16", where={"length": "even"}, providers=["triton", "torch", "torch_compile"], caption="Fused, all three run at the speed of a copy; of the compiler's kernels two do.") }}
+# {% for op in ("multiply_add", "add_relu") %}{{ claim(row("forward_bfloat16", op=op, provider="torch_compile", length="even").percent >= 97) }}{% endfor %}
 #
 # | 2²⁷ bfloat16 | predicted gain | measured | of a copy | at an odd length |
 # |---|---|---|---|---|
@@ -635,44 +633,47 @@ def bench(measure):
 # | `gelu(x + bias)` | 2× | {{ (row("forward_bfloat16", op="bias_gelu", provider="torch", length="even").ms / row("forward_bfloat16", op="bias_gelu", provider="triton", length="even").ms) | times }} | {{ row("forward_bfloat16", op="bias_gelu", provider="triton", length="even").percent | pct }} | {{ row("forward_bfloat16", op="bias_gelu", provider="triton", length="odd").percent | pct }} |
 #
 # {% set gelu = row("forward_bfloat16", provider="triton", op="bias_gelu", length="even") %}{% set compiled = row("forward_bfloat16", provider="torch_compile", op="bias_gelu", length="even") %}{% set eager = row("forward_bfloat16", provider="torch", op="bias_gelu", length="even") %}
-# {% for r in rows("forward_bfloat16", provider="triton") + rows("forward_float32", provider="triton") %}{{ claim(r.percent >= (98 if r.op != "bias_gelu" else 97 if r.length == "even" else 88)) }}{% endfor %}The third gains more than its trips{{ claim(eager.ms > 2.5 * gelu.ms) }}: eager GELU waits for erf, not for memory. So does the compiler's kernel, which fuses as ours does and takes {{ (compiled.ms / gelu.ms) | times }} as long{{ claim(compiled.ms > 1.2 * gelu.ms) }}. In float32, with twice the bytes to hide behind, it is level{% set c32 = row("forward_float32", provider="torch_compile", op="bias_gelu", length="even") %} ({{ c32.percent | pct }}{{ claim(c32.percent > 97) }}).
+# {% for r in rows("forward_bfloat16", provider="triton") + rows("forward_float32", provider="triton") %}{{ claim(r.percent >= (98 if r.op != "bias_gelu" else 97 if r.length == "even" else 88)) }}{% endfor %}The first two pass 100 % because they read more than they write, and [reading is the faster direction](../foundations/memory_hierarchy.py#the-ceiling-hbm-by-reading-writing-copying). The third gains more than its trips{{ claim(eager.ms > 2.5 * gelu.ms) }}: eager GELU waits for its arithmetic, not for memory; with twice the bytes, in float32, it takes {{ (row("forward_float32", provider="torch", op="bias_gelu", length="even").ms / eager.ms) | times }} as long{{ claim(row("forward_float32", provider="torch", op="bias_gelu", length="even").ms < 1.5 * eager.ms) }}. The compiler's kernel saves the same trips, but waits for erf, too, and takes {{ (compiled.ms / gelu.ms) | times }} as long as ours{{ claim(compiled.ms > 1.2 * gelu.ms) }}. In float32, with twice the bytes to hide behind, it is level{% set c32 = row("forward_float32", provider="torch_compile", op="bias_gelu", length="even") %} ({{ c32.percent | pct }}{{ claim(c32.percent > 97) }}).
 #
 # {{ figure("gradient", caption="With gradients: one kernel for dx and the sums of dbias.") }}
 # {% set g = row("gradient", provider="triton", op="bias_gelu") %}{% set gc = row("gradient", provider="torch_compile", op="bias_gelu") %}{% set ge = row("gradient", provider="torch", op="bias_gelu") %}
 #
 # Forward and backward, `bias_gelu` takes {{ g.ms | ms }}; torch.compile {{ (gc.ms / g.ms) | times }} as long{{ claim(gc.ms > 1.15 * g.ms) }}, eager {{ (ge.ms / g.ms) | times }}{{ claim(ge.ms > 1.5 * g.ms) }}.
 #
-# **From nine launches to one**, at a width that 16 does not divide, 10,922 × 12,289: 20 trips or 2.
+# **From nine launches to one** (ours two, with the one that repeats the bias), from 20 trips to 2,
+# at a width that 16 does not divide, 10,922 × 12,289:
 #
 # {{ table("forward_bfloat16", where={"op": "bias_gelu", "length": "odd"}, columns=["provider", "ms", "percent", "peak_bytes"]) }}
 # {% set odd = {"op": "bias_gelu", "length": "odd"} %}{% set nine, one, best = row("forward_bfloat16", provider="torch_unfused", **odd), row("forward_bfloat16", provider="torch_compile", **odd), row("forward_bfloat16", provider="triton", **odd) %}
 #
-# The nine take {{ (nine.ms / best.ms) | times }} as long{{ claim(nine.ms > 7 * best.ms) }}. The compiler's one kernel does not know that rows could begin at a multiple of 16, and loads number by number: {{ (one.ms / best.ms) | times }}{{ claim(one.ms > 1.4 * best.ms) }}.
+# The nine take {{ (nine.ms / best.ms) | times }} as long{{ claim(nine.ms > 7 * best.ms) }}. In the compiler's one kernel each lane divides to find its column, the bias comes number by number, and `x` in pairs, since its mask may end after any of them: {{ (one.ms / best.ms) | times }}{{ claim(one.ms > 1.4 * best.ms) }}.
 #
-# {{ figure("small", y="us", logy=True, caption="Up to 2¹⁸ elements a kernel takes the same few microseconds.") }}
+# {{ figure("small", y="us", logy=True, caption="Up to 2¹⁸ elements one kernel takes some four microseconds, nearly all of them its start.") }}
+# {{ claim(row("small", provider="triton", n=2**18).us < 5 < row("small", provider="torch", n=2**10).us) }}
 # {% set few, two = row("small", provider="triton", n=2**14), row("small", provider="torch", n=2**14) %}
 #
-# 2¹⁴ elements would pass in {{ (few.bytes / gelu.tbps * 1e-6) | n(2) }} µs. One kernel takes {{ few.us | n(1) }} µs, torch's two {{ two.us | n(1) }}{{ claim(few.us < two.us) }}; the host needs {{ few.host_us | n }} µs to call it, {{ two.host_us | n }} for them, and {{ row("small", provider="torch_compile", n=2**14).host_us | n }} for torch.compile's one, which checks what it was compiled for{{ claim(few.host_us < 25 and few.host_us < row("small", provider="torch_compile", n=2**14).host_us) }}. Launches count here, not trips: fewer kernels help a little, a CUDA graph more ([launch overhead](../glossary.md#launch-overhead)).
+# At a copy's full speed 2¹⁴ elements would pass in {{ (few.bytes / gelu.tbps * 1e-6) | n(2) }} µs. Our kernel takes {{ few.us | n(1) }} µs, torch's two {{ two.us | n(1) }}{{ claim(few.us < two.us) }}. The host needs {{ few.host_us | n }} µs to call ours, {{ two.host_us | n }} for torch's two{{ claim(two.host_us < few.host_us) }}, and {{ row("small", provider="torch_compile", n=2**14).host_us | n }} for torch.compile's one, which checks what it was compiled for{{ claim(few.host_us < 25 and few.host_us < row("small", provider="torch_compile", n=2**14).host_us) }}. Launches count here, not trips: fewer kernels help a little, a [CUDA graph](../glossary.md#cuda-graph) more ([launch overhead](../glossary.md#launch-overhead)).
 #
 # ## Questions before you fuse
 #
-# - **Does it pay?** At most the bytes of the trips saved over {{ copy_tbps(2**30) | tbps }}, and some 5 µs a launch. Divide by the step's time. Behind a large product that is nothing; in a chain of small things, most.
-# - **In place?** {% set inplace, plain, fused = row("forward_bfloat16", provider="torch_in_place", length="even"), row("forward_bfloat16", provider="torch", op="multiply_add", length="even"), row("forward_bfloat16", provider="torch_addcmul", length="even") %}`mul(x, y).add_(z)` needs {{ inplace.peak_bytes | bytes }} for {{ plain.peak_bytes | bytes }}, but as long: {{ inplace.ms | ms }} for {{ plain.ms | ms }}{{ claim((inplace.ms / plain.ms - 1) | abs < 0.05 and inplace.peak_bytes < plain.peak_bytes) }}. It saves memory, not trips. `addcmul(z, x, y)` is fused, {{ fused.ms | ms }}: look before you write. `out=x` is safe, for each element is read before it is written, and by the same program.
+# - **Does it pay?** A step of your model gets faster by at most the bytes of the trips saved over {{ copy_tbps(2**30) | tbps }}, and some {{ (two.us - few.us) | n }} µs of the GPU a launch. Divide that by the step's time: beside a large product it is next to nothing, in a chain of small operations most of the step.
+# - **In place?** {% set inplace, plain, fused = row("forward_bfloat16", provider="torch_in_place", length="even"), row("forward_bfloat16", provider="torch", op="multiply_add", length="even"), row("forward_bfloat16", provider="torch_addcmul", length="even") %}`mul(x, y).add_(z)` needs {{ inplace.peak_bytes | bytes }} where `x * y + z` needs {{ plain.peak_bytes | bytes }}, but takes as long: {{ inplace.ms | ms }} and {{ plain.ms | ms }}{{ claim((inplace.ms / plain.ms - 1) | abs < 0.05 and inplace.peak_bytes < plain.peak_bytes) }}. It saves memory, not trips. `addcmul(z, x, y)` is fused, {{ fused.ms | ms }}{{ claim(fused.ms < 0.75 * plain.ms) }}: look for such a function before you write one. `out=x` is safe, for each element is read before it is written, and by the same program.
 # - **Other dtypes?** bfloat16 + float32 is float32 in PyTorch, twice the bytes from there on. Here
-#   it is refused; cast inside the kernel, where it costs no trip.
-# - **Broadcasting?** `y.expand_as(x)` works, but is copied: two trips. Index it, as the bias.
+#   it is refused; a cast inside the kernel costs no trip.
+# - **Broadcasting?** `y.expand_as(x)` works, but is copied: a trip to write, one to read. Index it,
+#   as the bias.
 #
 # ## Where it loses, and why
 #
-# - **To `addcmul` and torch.compile**, level but for 16-bit GELU and odd widths; and ahead with the gradient of `multiply_add`, which the compiler fuses{% set m, mc = row("gradient", provider="triton", op="multiply_add"), row("gradient", provider="torch_compile", op="multiply_add") %}: {{ (m.ms / mc.ms) | times }}{{ claim(1.03 < m.ms / mc.ms < 1.2) }}, 10 trips to 9.
-# - **Backward in bfloat16**: {{ g.percent | pct }} of the copy with the forward pass. Thirty instructions an element would fit, but a strip waits for its next rows, and fetching them ahead (`num_stages`) cost more than it gave.
-# - **Odd widths**: the repeated bias comes out of L2, and repeating it is one more launch.
+# - **`addcmul` and torch.compile** are level but for 16-bit GELU and odd lengths. The compiler is ahead with the gradient of `multiply_add`, which it fuses{% set m, mc = row("gradient", provider="triton", op="multiply_add"), row("gradient", provider="torch_compile", op="multiply_add") %}: {{ (m.ms / mc.ms) | times }} its time{{ claim(1.03 < m.ms / mc.ms < 1.2) }}, 10 trips to 9.
+# - **Backward in bfloat16**: {{ g.percent | pct }} of the copy with the forward pass{{ claim(g.percent < 95) }}. A program asks for its next rows only when it has stored the last.
+# - **Odd widths**: {{ best.percent | pct }} in bfloat16{{ claim(best.percent < 93) }}: the repeated bias is too long for [L1](../glossary.md#l1) and comes out of [L2](../glossary.md#l2), and repeating it is one more launch. In float32 torch.compile is level there{{ claim((row("forward_float32", provider="torch_compile", op="bias_gelu", length="odd").ms / row("forward_float32", provider="triton", op="bias_gelu", length="odd").ms - 1) | abs < 0.04) }}.
 #
 # ## What to remember
 #
 # 1. Fused, you pay for the first inputs and the last output. Count trips and divide: the gain.
 # 2. Compile first, count launches, and write what the compiler could not.
-# 3. In 16 bits a special function can cost more than its bytes: count instructions, too.
+# 3. In 16 bits a function such as erf can cost more time than its bytes: count instructions, too.
 #
 # ## Exercises
 #
@@ -686,7 +687,7 @@ def bench(measure):
 #
 # ??? question "3 (hard): find a polynomial of degree 5 for `_below`. How large is the error?"
 #     ??? success "Answer"
-#         Least squares on `log_ndtr(-a) / log(2)`, `a` from 0 to 10, weighted by `a * ndtr(-a)`: 2 · 10⁻⁵. The [test of this page](https://github.com/triton-lectures/triton-lectures/blob/main/tests/kernels/test_elementwise.py) has the code. Degree 6 ends in a positive coefficient, and explodes far out.
+#         Least squares on `log_ndtr(-a) / log(2)`, `a` from 0 to 10, weighted by `a * ndtr(-a)`: 2 · 10⁻⁵. The [test of this page](https://github.com/triton-lectures/triton-lectures/blob/main/tests/kernels/test_elementwise.py) has the code. In degree 6 the highest coefficient comes out positive: far out the polynomial would grow, where it must fall.
 #
 # ## Use it in your project
 #
@@ -696,4 +697,4 @@ def bench(measure):
 # h = bias_gelu(x @ w, bias)  # nn.Linear without its bias, then bias and GELU
 # ```
 #
-# API: [multiply_add][examples.fusion.elementwise.multiply_add], [add_relu][examples.fusion.elementwise.add_relu], [bias_gelu][examples.fusion.elementwise.bias_gelu]. Next: [softmax](softmax.py), where lanes must agree on a number.
+# API: [multiply_add][examples.fusion.elementwise.multiply_add], [add_relu][examples.fusion.elementwise.add_relu], [bias_gelu][examples.fusion.elementwise.bias_gelu]. Next: [softmax](softmax.py), where all lanes need one number, the row's sum.

@@ -9,9 +9,8 @@
 #
 # # RMSNorm: two reductions that cross
 #
-# Before each attention and each MLP, a transformer brings its activations back to one scale. Most
-# recent models use RMSNorm ([Zhang and Sennrich, 2019](https://arxiv.org/abs/1910.07467)): divide a
-# row by its root mean square, multiply each column by a learned weight,
+# Before each attention and each MLP, a transformer brings its activations back to one scale. Models
+# such as [Llama](https://arxiv.org/abs/2302.13971) use RMSNorm ([Zhang and Sennrich, 2019](https://arxiv.org/abs/1910.07467)): divide a row by its root mean square, multiply each column by a learned weight,
 #
 # $$
 # y_i = x_i \, r \, w_i, \qquad r = \Bigl( \frac{1}{n} \sum_{j} x_j^2 + \varepsilon \Bigr)^{-1/2} .
@@ -23,8 +22,8 @@
 #
 # ## What it costs
 #
-# Nearly always an addition stands before the norm: a layer's output joins the *residual stream*
-# $h$, whose norm feeds the next layer. Count trips of a matrix through [HBM](../glossary.md#hbm):
+# Nearly always an addition stands before the norm: a layer's output $x$ joins the [residual](../glossary.md#residual)
+# stream, whose norm feeds the next layer. Count [trips](../glossary.md#trip) of a matrix to or from [HBM](../glossary.md#hbm):
 #
 # | | separate kernels | fused |
 # |---|---|---|
@@ -64,24 +63,24 @@ def add_rms_norm_reference(x, residual, weight, eps=1e-6):
 # [registers](../glossary.md#register), sums its squares, and writes: read once, written once. What
 # must lanes hold that the [mask](../glossary.md#mask) switches off? Zero: its square adds nothing.
 # And the mean divides by `n_cols`, never by the block. The sum with the residual is rounded before
-# it is normed: the backward pass will read $h$ as written, and both must mean the same number. A
-# `None` is known when the kernel is compiled: its `if` costs nothing later.
+# it is normed: the backward pass reads $h$ as written, and both passes must norm the same number.
+# That a pointer is `None` is known when the kernel is compiled: its `if` costs nothing later.
 #
 # What else counts at a copy's speed:
 #
-# - **Several short rows a program**, for starting one costs as much as moving some 2 KiB.
+# - **Several short rows a program**, for [starting one](../foundations/programming_model.py#the-size-of-a-block-powers-of-two-and-num_warps) takes time whatever it moves.
 # - **Whole vectors.** A thread moves 16 bytes at once only where they begin at a multiple of 16 and
-#   are masked alike. `_align` divides by 8 and multiplies by 8: the same number, but now the
-#   compiler *knows* the factor. So width 1,000, which is no multiple of 16, is fast.
+#   are masked alike. In 16 bits `_align` divides by 8 and multiplies by 8: the same number, but now
+#   the compiler *knows* the factor. So width 1,000, a multiple of 8 and not of 16, is fast.
 # - **Odd widths.** Of 12,289 columns, most rows begin off the boundary. The kernel takes whole
-#   vectors from a row's first boundary on; the *head* before them and what is left behind are an
+#   vectors from a row's first boundary on; the *head* before them and the rest after them make the
 #   *edge*, a small block. Rows of one program lie a multiple of 8 apart (`PEEL`): equal heads.
 # - **Packed rows.** Between sum and store a bfloat16 row should wait in two bytes an element, so
-#   that more programs fit an [SM](../glossary.md#sm). The compiler would rather keep its float32
-#   numbers; `_hold` passes the row through a line of assembly that hides the sameness.
-# - **Long rows** are shared, as in [softmax](softmax.py): `PARTS` programs leave their sums in
-#   slots and wait for those of the others. Each takes its place by ticket when it starts. So who
-#   waits, waits for programs that run or are next; none waits forever.
+#   that more programs fit an [SM](../glossary.md#sm). The compiler would rather keep it in float32; a
+#   line of assembly (`_hold`) hides from it that the row summed and the row stored are the same.
+# - **Long rows** are shared, as in [softmax](softmax.py#step-4-keep-the-row-on-the-chip): `PARTS` programs leave their sums in
+#   slots and wait for those of the others. A program's part is the ticket it draws when it starts,
+#   so those that it waits for run already or start next; none waits forever.
 
 # %% tags=["copy"]
 @triton.jit
@@ -208,25 +207,25 @@ def rms_norm_kernel(
 # dx_i = r \Bigl( w_i \, dy_i - \hat x_i \, \frac{1}{n} \sum_{j} w_j \, dy_j \, \hat x_j \Bigr).
 # $$
 #
-# The bracket takes from $w \, dy$ what points along $\hat x$: a longer row has the same norm. And
+# The bracket takes from $w \, dy$ its part along $\hat x$: a stretched row has the same $y$. And
 # $h$, a sum, hands its gradient to both terms: one tensor, $dx$ plus the $dh$ from the residual
 # stream, serves both. $dx$ wants a program that sees a row, $dw$ one that sees a column. For $dw$:
 #
 # 1. **Atomic additions** to one `dw` in memory: many, to few addresses. Float sums depend on their
 #    order, so the gradient would differ from run to run.
-# 2. **A partial sum for each row**, added up later: 4 bytes an element, written and read again,
-#    where the whole job moves 6.
+# 2. **Each row's own terms**, written out and added up later: 4 bytes an element, written and read
+#    again, where the whole job moves 6.
 # 3. **A partial sum for each program, and few programs.** Each walks down many rows and keeps its
 #    sums in registers. A second, small kernel adds up what they leave, always in the same order.
 #
 # {{ diagram("rms_norm_backward") }}
 #
-# The third adds 1 % of traffic at 8192 × 8192. Its price is parallelism: a program alone on its SM
+# The third adds {{ (2 * env.sms * 8192 * 4 / (3 * 2 * 8192**2) * 100) | n }} % of traffic at 8192 × 8192. Its price is parallelism: a program alone on its SM
 # waits for its row, computes, waits again. So `num_stages` copies the next rows ahead into
 # [shared memory](../glossary.md#shared-memory) ([pipelining](../glossary.md#pipelining)). And 8,192
 # columns mean 8,192 float32 sums in registers, beside which `x`, `dy` and the weight wait packed.
-# Past 8,192 the weight finds no room and is loaded for each row (`KEEP`); past 16,384 the sums
-# neither, and programs share a row. Waiting for each other costs little: the next is under way.
+# In bfloat16 the weight finds no room past 8,192 and is loaded for each row (`KEEP`); past 16,384
+# nor do the sums, and programs share a row. While they wait for each other, their next rows arrive.
 
 # %% tags=["copy"]
 @triton.jit
@@ -323,8 +322,7 @@ def column_sum_kernel(
 # %% [markdown]
 # ## Launch
 #
-# Rows a tile, programs an SM and [warps](../glossary.md#warp) come from trying others on this
-# page's GPU. `maxnreg` caps a thread's registers, so that as many programs as planned fit an SM.
+# How many rows a tile, programs an SM and [warps](../glossary.md#warp) are best was found by trying, on this page's GPU. `maxnreg` caps a thread's registers, so that the programs planned for an SM fit.
 # Where nothing used $h$, its gradient arrives as None, and a trip is saved.
 
 # %% tags=["copy"]
@@ -511,9 +509,9 @@ def add_rms_norm(
 # %% [markdown]
 # ## Is it right?
 #
-# `check` compares with float64 and its autograd, on slices of wider matrices, in outputs poisoned
-# with NaN before a guard. Two rows are so small that `eps` counts. Printed is the largest error in
-# percent of the allowed: the dtype's rounding, or 10⁻⁵ in float32; for $dx$ of its row's largest.
+# `check` compares with float64 and its autograd, on slices of wider matrices, in outputs filled
+# with NaN before a [guard](../glossary.md#poison-and-guard). Two rows are so small that `eps` counts. It prints the largest error in
+# percent of the allowed: an [ulp](../glossary.md#ulp), or 10⁻⁵ in float32; for $dx$, of the row's largest number.
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -633,7 +631,8 @@ def bench(measure):
 
 # %% [markdown]
 # {{ figure("forward", where={"width": "even"},
-#    caption="Forward is a copy's work; the compiler finds that, too, at even widths.") }}
+#    caption="Forward is a copy's work, and at powers of two the compiler does it as fast.") }}
+# {% for r in rows("forward", provider="torch_compile")[:5] %}{{ claim(r.percent >= 97) }}{% endfor %}
 # {% set square, wide, odd = "8192 × 8192", "4096 × 16384", "5461 × 12289" %}{%- for r in rows("forward", provider="triton")[:5] %}{{ claim(r.percent >= 93) }}{% endfor %}
 # {% set ours = row("forward", provider="triton", shape=square) %}{%- set ours_odd = row("forward", provider="triton", shape=odd) %}{%- set compiled_odd = row("forward", provider="torch_compile", shape=odd) %}
 #
@@ -662,24 +661,25 @@ def bench(measure):
 #
 # ## Where it loses, and why
 #
-# - **Wide gradients**: {{ row("gradient", provider="triton", shape=wide).percent | pct }} at {{ wide }}; 16,384 sums and two rows hardly fit an SM.
-# - **Short runs**: {{ row("gradient", provider="triton", shape="16384 × 1024").percent | pct }} at 16384 × 1024, where starting two kernels shows.
-# - **Odd widths**: {{ ours_odd.percent | pct }} forward at 12,289 columns, where the weight comes in single elements. **Long rows**: at 65,536 columns torch.compile takes {{ (row("forward", provider="torch_compile", shape="2048 × 65536").ms / row("forward", provider="triton", shape="2048 × 65536").ms * 100) | pct }} of our time forward and
-#   {{ (row("gradient", provider="torch_compile", shape="2048 × 65536").ms / row("gradient", provider="triton", shape="2048 × 65536").ms * 100) | pct }} with the gradient{{ claim(row("gradient", provider="torch_compile", shape="2048 × 65536").ms < row("gradient", provider="triton", shape="2048 × 65536").ms) }}: programs that share a row wait for each other.
-# - **Small batches**: {%- set small = row("small", provider="triton") %} a call at {{ small.shape }} takes {{ small.host_us | n(0) }} µs of the host, the
-#   kernel {{ small.us | n(1) }} µs. Use a CUDA graph, or let torch.compile fuse more.
+# - **Wide gradients**: {{ row("gradient", provider="triton", shape=wide).percent | pct }} at {{ wide }}; 16,384 sums and two stages of rows hardly fit an SM.
+# - **Short runs**: {{ row("gradient", provider="triton", shape="16384 × 1024").percent | pct }} at 16384 × 1024, where starting three kernels shows.
+# - **Odd widths**: {{ ours_odd.percent | pct }} forward at 12,289 columns, where the weight, which begins elsewhere than the rows, comes in single elements. **Long rows**: at 65,536 columns torch.compile takes {{ (row("forward", provider="torch_compile", shape="2048 × 65536").ms / row("forward", provider="triton", shape="2048 × 65536").ms * 100) | pct }} of our time forward and
+#   {{ (row("gradient", provider="torch_compile", shape="2048 × 65536").ms / row("gradient", provider="triton", shape="2048 × 65536").ms * 100) | pct }} with the gradient{{ claim(row("gradient", provider="torch_compile", shape="2048 × 65536").ms < row("gradient", provider="triton", shape="2048 × 65536").ms and row("forward", provider="torch_compile", shape="2048 × 65536").ms < row("forward", provider="triton", shape="2048 × 65536").ms) }}: our programs, which share a row, wait for each other.
+# - **Small batches**: {%- set small = row("small", provider="triton") %} a call at {{ small.shape }} takes {{ small.host_us | n(0) }} µs of the host, PyTorch's
+#   {{ row("small", provider="torch").host_us | n(0) }}{{ claim(row("small", provider="torch").host_us < 0.5 * small.host_us) }}; the kernel takes {{ small.us | n(1) }} µs. Use a [CUDA graph](../glossary.md#cuda-graph), or let torch.compile fuse more.
 #
 # ## What to remember
 #
 # 1. Count trips: an addition that rides along costs two, alone three.
 # 2. Sums across rows: few programs, a partial sum each, a second small kernel; no atomics.
-# 3. Few programs need their next rows under way, and registers enough.
+# 3. Few programs: then the next rows must be under way, and the registers must hold all sums.
 #
 # ## Exercises
 #
 # ??? question "1 (easy): let the mean divide by `BLOCK`. Which widths hide the mistake?"
 #     ??? success "Answer"
-#         Powers of two. Elsewhere all outputs are too large, by $\sqrt{\text{BLOCK} / n}$.
+#         Powers of two from 16 to 32,768, in bfloat16. Elsewhere all outputs are off by a factor
+#         $\sqrt{\text{BLOCK} / n}$: past 32,768 columns a block is a part of the row.
 #
 # ??? question "2 (medium): with 8,192 rows and 132 programs, what does uneven sharing cost?"
 #     ??? success "Answer"
@@ -687,8 +687,8 @@ def bench(measure):
 #
 # ??? question "3 (hard): Gemma multiplies by $1 + w$. Change forward and backward; check."
 #     ??? success "Answer"
-#         Add 1 wherever `weight` becomes float32. $\partial (1 + w) / \partial w = 1$: $dw$ stays,
-#         and all gradients must equal those of `rms_norm(x, 1 + weight)`.
+#         Add 1 wherever `weight` becomes float32. $1 + w$ changes as $w$ does: $dw$ stays.
+#         In float32 all gradients must equal those of `rms_norm(x, 1 + weight)`.
 #
 # ## Use it in your project
 #
