@@ -54,8 +54,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 # The specification, with the N×N matrix in full view. *Causal* means that a token sees itself and
 # the past: row $i$ of $S$ keeps columns $0 \dots i$, the rest counts as $-\infty$ and comes out of
 # the softmax as 0. There may be more keys than queries, where these go on with a text whose first
-# keys are in a cache, or keys of another text (*cross attention*). Causal then means: the last query
-# stands at the last key. A query that sees no key gives 0.
+# keys are in a cache, or keys of another text (*cross attention*). Causal then means that the last
+# query stands at the last key. A query that sees no key gives 0.
 
 # %%
 def flash_attention_reference(q, k, v, causal=False, scale=None):
@@ -629,8 +629,8 @@ def bench(measure):
 # which a multiprocessor does [16 a cycle](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions).
 #
 # **Lengths that are not whole tiles.** A last block that is not full needs the mask, and a last
-# tile of one row takes the time of a full one. TFLOP/s, and cuDNN's. Where the lengths differ, its
-# `is_causal` [puts the first query at the first key](https://docs.pytorch.org/docs/stable/generated/torch.nn.attention.bias.causal_upper_left.html), another mask than ours:
+# tile of one row takes the time of a full one. TFLOP/s, and cuDNN's. Where the lengths differ,
+# torch's `is_causal` [puts the first query at the first key](https://docs.pytorch.org/docs/stable/generated/torch.nn.attention.bias.causal_upper_left.html), another mask than ours:
 #
 # | queries × keys | full | cuDNN | causal | cuDNN |
 # |---|---|---|---|---|
