@@ -1,7 +1,7 @@
 # %% [markdown]
 # ---
 # title: Roles for warps
-# description: What one word on a loop, warp_specialize, makes of flash attention's warps, what it gains, and the day it fails, with the experiment that shows it.
+# description: What one word on a loop, warp_specialize, makes of flash attention's warps, what it gains, and where it fails, with the experiment that shows it.
 # tags: [attention, tensor cores, TMA, warp specialisation, compiler, debugging]
 # prerequisites: [attention/flash_attention]
 # outcome: Say what roles gain a kernel and read them in the compiled code, and test a kernel beside a neighbour before you trust it.
@@ -9,16 +9,25 @@
 #
 # # Roles for warps: one word, its gain, and its price
 #
-# In [flash attention](flash_attention.py) all [warps](../glossary.md#warp) of a [program](../glossary.md#program) do the same: load keys, multiply, exponentiate, multiply. While they exponentiate, the [tensor cores](../glossary.md#tensor-core) wait, unless another program on the same [multiprocessor](../glossary.md#sm) has a product for them, and nobody sees to it that it does. **What if warps had roles?** One group of four only loads. Two compute, each for half the queries of the tile, each at its own pace: while one exponentiates, the other multiplies.
+# In [flash attention](flash_attention.py) all [warps](../glossary.md#warp) of a [program](../glossary.md#program) do the same: load keys, multiply,
+# exponentiate, multiply. While they exponentiate, the [tensor cores](../glossary.md#tensor-core) wait, unless another
+# program on the same [multiprocessor](../glossary.md#sm) has a product for them, and nobody sees to it that it does.
+# **What if warps had roles?** One group of four only loads. Two groups of four compute, each for
+# half the queries of the tile and at its own pace: while one exponentiates, the other may multiply.
 #
 # {{ diagram("warp_roles") }}
 #
-# cuDNN's kernel and flash attention 3 are built so, by hand. In Triton it is one word.
+# [Flash attention 3](https://arxiv.org/abs/2407.08608) is built so, by hand. In Triton it is one word.
 #
 # ## What it may gain
 #
 # {% set before = rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096) %}
-# A step of the loop, 128 queries and 128 keys, at $D = 128$: both products are $4 \cdot 128^3 = 8.4$ million operations, 2,048 cycles at 4,096 a cycle; 128 × 128 exponentials at 16 a cycle are 1,024. One after the other, products run at most $2048 / 3072 = 67\,\%$ of the time, before a single maximum is taken. With roles it may be all of it. The kernel of the last page is at {{ (before.tflops / matmul_tflops("bfloat16", 8192) * 100) | pct }} of a large product's rate.
+# A step of the loop, 128 queries and 128 keys, at $D = 128$: both products are
+# $4 \cdot 128^3 = 8.4$ million operations, 2,048 cycles of a multiprocessor at 4,096 a cycle;
+# 128 × 128 exponentials at 16 a cycle are 1,024 ([where the rates come from](hopper_attention.py#count-cycles-not-bytes)). One after the other, products run
+# at most $2048 / 3072 = 67\,\%$ of the time, before a single maximum is taken. With roles it may be
+# all of it. The kernel of the last page, two programs to a multiprocessor, is at {{ (before.tflops / matmul_tflops("bfloat16", 8192) * 100) | pct }}
+# of a large product's rate.
 
 # %% tags=["copy"]
 import math
@@ -37,10 +46,13 @@ def role_attention_reference(q, k, v):
 # ## A word on the loop
 #
 # `warp_specialize=True`, and the compiler gives out the roles. In Triton 3.6 and 3.7 it has
-# conditions: there is no `if` in the loop, so no causal mask and no edge; the kernel makes its
-# [descriptors](../glossary.md#descriptor) itself. Three roles fill a multiprocessor, so there is
-# one program for each, and it takes tile after tile (*persistent*): while the computing warps
-# finish one, the loading ones have begun with the next. `ROLES` keeps the word or takes it away.
+# conditions. With an `if` in the loop, or with eight warps to a group, it drops the word and says
+# nothing. A mask would have to be for every block, so this kernel has none, causal or at an edge.
+# And it makes its [descriptors](../glossary.md#descriptor) itself: with the host's it does not compile.
+#
+# The three groups fill a multiprocessor. So there is one program for each, which takes tile after
+# tile (it is [persistent](../glossary.md#persistent-kernel)): while the computing warps finish one, the loading ones have begun with the
+# next. `ROLES` keeps the word or takes it away.
 
 # %% tags=["copy"]
 @triton.jit
@@ -74,7 +86,7 @@ def role_attention_kernel(
         out_desc.store([start_m, 0], (acc / row_sum[:, None]).to(q.dtype))
 
 # %% [markdown]
-# With roles `num_warps` is the size of each group that computes. Without, all eight work alike.
+# With roles `num_warps` is the size of each group. Without, all eight warps work alike.
 
 # %% tags=["copy"]
 def _launch(q, k, v, out, roles: bool):
@@ -103,7 +115,7 @@ def role_attention(q, k, v, roles: bool = False) -> torch.Tensor:
             or 128.
         k: Keys, of the shape, dtype and device of `q`.
         v: Values, likewise.
-        roles: Whether one warp loads and two groups of four compute.
+        roles: Whether four warps load and two groups of four compute; else eight do both.
 
     Returns:
         The output, like `q`.
@@ -139,8 +151,8 @@ def role_attention(q, k, v, roles: bool = False) -> torch.Tensor:
 # ## What became of the word
 #
 # Triton's [intermediate representation](../foundations/compiler.py) keeps a region for each role.
-# Which role do you expect to ask for the most [registers](../glossary.md#register)? Who waits for
-# whom? A [barrier](../glossary.md#mbarrier) here is a counter in
+# Which role do you expect to ask for the most [registers](../glossary.md#register)? Which waits for
+# which? A [barrier](../glossary.md#mbarrier) here is a counter in
 # [shared memory](../glossary.md#shared-memory): warps arrive, others wait until enough have.
 
 # %%
@@ -170,12 +182,12 @@ if __name__ == "__main__" and torch.cuda.is_available():
 # The default role has all loads and no product. It waits for room in a buffer before it asks the
 # [copy engine](../glossary.md#tma) to fill it; the engine itself reports the arrival. A partition
 # waits for keys, multiplies, *arrives* to say that the buffer is free, and so on with the values.
-# It asks for 232 registers a thread, which the loading warps give up. Neither partition waits for
-# the other: that is the gain.
+# It asks for 232 registers a thread; the loading warps, which need few, give up theirs. Neither
+# partition waits for the other: that is the gain.
 #
 # ## Is it right?
 #
-# Against float64, with scores that grow along the row. On a GPU with nothing beside it.
+# Against float64, with scores that grow along the row, on a GPU that nobody else uses.
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -270,6 +282,7 @@ def bench(measure):
         finally:
             for other in others:
                 other.kill()
+                other.wait()  # what is measured next has the GPU to itself
     yield benchmark("roles_shared", "10 heads × 4,096 × 128, beside others", None, found)
 
 # %% [markdown]
@@ -277,23 +290,26 @@ def bench(measure):
 #
 # {% set alike = row("roles_d128", provider="triton", seq_len=4096) %}{% set roles = row("roles_d128", provider="triton_roles", seq_len=4096) %}{% set alike64 = row("roles_d64", provider="triton", seq_len=4096) %}{% set roles64 = row("roles_d64", provider="triton_roles", seq_len=4096) %}{{ claim(roles.ms < alike.ms) }}
 # At 4,096 tokens and $D = 128$ the word takes the kernel from {{ alike.tflops | n(0) }} to {{ roles.tflops | n(0) }} TFLOP/s. At $D = 64$ it takes it from {{ alike64.tflops | n(0) }} to {{ roles64.tflops | n(0) }}.
+# There a step has 1,024 cycles of products and as many of exponentials, to which maxima and sums
+# come: the softmax sets the pace, and roles make it no shorter.
 #
 # {{ table("roles_d64", providers=["triton", "triton_roles"], columns=["seq_len", "provider", "ms", "tflops"]) }}
 #
 # ## Where it loses, and why
 #
-# The check is green, and the kernel fast. But run under
+# The check is green, and the kernel fast. But under
 # [compute-sanitizer](../glossary.md#compute-sanitizer), while something else ran on the GPU, it gave
-# NaN, and not by the tool's doing. Processes that share a GPU take turns, and a kernel is stopped
-# half-way and resumed. So here is the experiment: each kernel once alone, then 1,500 times while no
-# process and while two others multiply matrices. Every launch should give the same bits.
+# NaN, and the tool was not to blame. Processes that share a GPU take turns, and a kernel is
+# [stopped half-way and resumed](https://docs.nvidia.com/cuda/pascal-tuning-guide/index.html#preemption). So here is the experiment. Each kernel runs once, alone, for the
+# result to compare with; then 1,500 times alone, and 1,500 times while two other processes multiply
+# matrices. Every launch should give the same bits.
 #
 # {{ table("roles_shared", columns=["provider", "neighbours", "launches", "wrong"]) }}
 #
 # {% for r in rows("roles_shared") %}{{ claim((r.wrong > 0) == (r.provider == "triton_roles" and r.neighbours > 0)) }}{% endfor %}
-# Roles as such are not to blame: cuDNN's warps have them too, and come through. Nor are descriptors
-# made in the kernel, nor the persistent loop: without the word the same lines come through. What
-# the compiler made of the word is to blame. Where in it, we do not know.
+# Descriptors made in the kernel are not to blame, nor is the persistent loop: without the word the
+# same lines come through, and so do torch's two kernels. What the compiler made of the word is to
+# blame. Where in it, we do not know.
 #
 # A kernel that fails beside a neighbour is not one to copy: on a server the neighbour is a second
 # worker, on a desktop the screen. So `flash_attention` does without the word, and the
@@ -301,10 +317,12 @@ def bench(measure):
 #
 # ## What to remember
 #
-# 1. Roles let one unit of the chip work under another: who loads need not compute, and two groups
-#    that compute need not keep step.
-# 2. A green check on an idle GPU says nothing of a race. Repeat beside a neighbour, compare bits.
-# 3. What a compiler does for you, look at: a region for each role, and what each waits for.
+# 1. Roles let one unit of the chip work while another does: who loads need not compute, and two
+#    groups that compute need not keep step.
+# 2. Where warps wait for each other, a green check on an idle GPU is not enough. Repeat beside a
+#    neighbour, and compare bits.
+# 3. Look at what a compiler made of your word: a region for each role, what each waits for, or
+#    nothing at all.
 #
 # ## Exercises
 #
@@ -312,9 +330,9 @@ def bench(measure):
 #     A multiprocessor has 65,536 registers. Could a third group of four warps compute, at 232 each?
 #
 #     ??? success "Answer"
-#         No: $3 \cdot 128 \cdot 232 = 89{,}088$. With 160 each three would fit, beside a warp that
-#         loads; but 64 queries at $D = 128$ need 64 registers for `acc` and as many for scores of
-#         128 keys before anything else.
+#         No: $3 \cdot 128 \cdot 232 = 89{,}088$. With 160 a thread three would fit and leave 32
+#         to the group that loads. But 64 queries at $D = 128$ take 64 registers of each thread for
+#         `acc` and as many for scores of 128 keys, before anything else.
 #
 # ??? question "2. Suspect your own (twenty minutes)"
 #     Repeat the experiment with a kernel of yours that must give the same bits each time. What
