@@ -497,8 +497,7 @@ if __name__ == "__main__":
 #
 # ## Check
 #
-# The kernel by that rule, the quantiles on samples with known answers, and `measure_ms` with a
-# timer that invents its times, outliers among them.
+# The kernel by that rule, quantiles on known samples, `measure_ms` with a timer that invents times.
 
 # %% tags=["fold"]
 def check(device="cuda"):
