@@ -497,12 +497,12 @@ if __name__ == "__main__":
 #
 # ## Check
 #
-# The kernel by that rule, the quantiles on samples with known answers, and `measure_ms` with a
-# timer that invents its times, outliers among them.
+# The kernel by that rule, quantiles on known samples, `measure_ms` with a timer that invents times.
 
 # %% tags=["fold"]
 def check(device="cuda"):
     """Verifies the kernel, the statistics and the way of measuring; raises AssertionError."""
+    torch.manual_seed(0)
     dtypes = [torch.float32, torch.float16] + ([torch.bfloat16] if device == "cuda" else [])
     shapes = [(0, 5), (3, 0), (1, 1), (5, 2), (3, 127), (2, 1000), (3, 4095), (2, 4096), (2, 16383)]
     for dtype, shape, shift in ((d, s, by) for d in dtypes for s in shapes for by in (-100, 100)):
