@@ -62,10 +62,9 @@ _RUNGS = "ecfgdb"
 
 def provider_name(provider: str) -> str:
     """`torch.compile` for `torch_compile`; `Triton, two pass` for `triton_two_pass`."""
-    if provider in PROVIDERS:
-        return PROVIDERS[provider][0]
-    prefix, _, rung = provider.partition("_")
-    name = PROVIDERS[prefix][0] if prefix in PROVIDERS else prefix
+    prefixes = [p for p in PROVIDERS if f"{provider}_".startswith(f"{p}_")]
+    prefix = max(prefixes, key=len, default=provider.partition("_")[0])
+    name, rung = PROVIDERS.get(prefix, (prefix,))[0], provider[len(prefix) + 1 :]
     return f"{name}, {rung.replace('_', ' ')}" if rung else name
 
 

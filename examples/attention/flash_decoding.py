@@ -9,11 +9,7 @@
 #
 # # Flash decoding: one token, a long memory
 #
-# A language model writes one token after the other. Keys and values of all tokens so far are kept,
-# in the [KV cache](../glossary.md#kv-cache); the new token has one row of queries for each head. The
-# [flash kernel](flash_attention.py) computes tiles of 128 rows: 127 of them would be empty, and
-# each head would be one [program](../glossary.md#program). 32 heads are 32 programs, on
-# {{ env.sms }} [multiprocessors](../glossary.md#sm). **How fast can one token be?**
+# A language model writes one token after the other. Keys and values of all tokens so far are kept, in the [KV cache](../glossary.md#kv-cache); the new token has one row of queries for each head. The [flash kernel](flash_attention.py) computes tiles of 128 rows: 127 of them would be empty, and each head would be one [program](../glossary.md#program). 32 heads are 32 programs, on {{ env.sms }} [multiprocessors](../glossary.md#sm). **How fast can one token be?**
 #
 # ## What it costs
 #
@@ -201,7 +197,7 @@ def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
     )  # fmt: skip
     if n_splits > 1:
         size = {"HEAD_DIM": head_dim, "SPLITS": triton.next_power_of_2(n_splits)}
-        merge_kernel[(batch * n_heads,)](part, lse, out, n_splits, **size, EARLY=False, num_warps=8)
+        merge_kernel[(batch * n_heads,)](part, lse, out, n_splits, **size, EARLY=False)
     return out
 
 # %% [markdown]
@@ -285,17 +281,19 @@ def flash_decoding_kernel(
 # %% [markdown]
 # While a block is used the next ones are loaded ([pipelining](../glossary.md#pipelining)). With a
 # table two loads follow each other, the page's number and then its keys, and the compiler spreads
-# its stages over both: 5 stages have as many keys under way as 3 without a table. You can tell from
-# the [shared memory](../glossary.md#shared-memory) that the compiled kernels use.
+# its stages over both: of three stages, fewer hold keys. What a program lacks others make up for,
+# as it takes less [shared memory](../glossary.md#shared-memory) and more of them fit an [SM](../glossary.md#sm).
 #
 # ## Step 5: how many parts, and who waits
 #
-# **How many.** {{ env.sms }} SMs hold three of these programs each: together a
-# [wave](../glossary.md#wave). The unit of time is one block of keys: a program takes its blocks and
-# about two more, to begin and to end. With $n$ parts for each of $P$ pairs of sequence and KV head,
+# **How many.** Two of these programs keep an SM's share of the memory busy; $2 \cdot {{ env.sms }}$ are a
+# [wave](../glossary.md#wave). Count time in blocks of keys: a program takes its blocks and about two more, to begin
+# and to end. Divide each of $P$ pairs of sequence and KV head in $n$ parts, and there are
+# $w = P n / \text{wave}$ waves, but one at least. Where there are more than one, the last programs
+# run with too few beside them, for half a program's time on average:
 #
 # $$
-# \text{time} \approx \lceil P n / \text{wave} \rceil \, (\lceil \text{blocks} / n \rceil + 2) ,
+# \text{time} \approx \bigl(w + \tfrac12 [w > 1]\bigr) \, \bigl(\lceil \text{blocks} / n \rceil + 2\bigr) ,
 # $$
 #
 # and `_splits` takes the best $n$. A part has 64 blocks at most, so that one long sequence among
@@ -303,10 +301,7 @@ def flash_decoding_kernel(
 # the host would have to wait for the GPU. And where a sum is divided decides how it rounds: the
 # same shapes give the same division, so the same bits ([determinism](../glossary.md#determinism)).
 #
-# **Who waits.** The merge is launched behind the parts and starts once the last has ended, so the
-# chip idles in between. On [Hopper](../glossary.md#hopper) and later a kernel may be launched *early*, if the one before allows it
-# (`gdc_launch_dependents`): its programs begin while the first kernel still runs, and wait in
-# `gdc_wait` until that has ended and all that it wrote is visible.
+# **Who waits.** The merge is launched behind the parts and starts once the last has ended, so the chip idles in between. On [Hopper](../glossary.md#hopper) and later a kernel may be launched *early*, if the one before allows it (`gdc_launch_dependents`): its programs begin while the first kernel still runs, and wait in `gdc_wait` until that has ended and all that it wrote is visible.
 #
 # **One launch?** The last program to arrive could merge, in a fixed order, as in [Reductions](../fusion/reductions.py#everything-two-stages-in-one-launch-or-atomics).
 # But the count that tells who is last must start at 0. To zero it in each call is a second launch
@@ -316,15 +311,16 @@ def flash_decoding_kernel(
 # %% tags=["copy"]
 # head_dim: BLOCK_N, num_warps, num_stages; keys of a block are 16 KiB
 TILES = {64: (128, 4, 3), 128: (64, 4, 3), 256: (32, 4, 3)}
-# programs that an SM holds, blocks that a program's start is worth, blocks and parts at most
-PER_SM, START, MOST_BLOCKS, MOST_SPLITS = 3, 2, 64, 128
+# programs that keep an SM busy, blocks that a program's start is worth, blocks and parts at most
+PER_SM, START, MOST_BLOCKS, MOST_SPLITS = 2, 2, 64, 128
 
 @functools.lru_cache(maxsize=1024)
 def _splits(pairs: int, blocks: int, sms: int) -> int:
     """Parts for each pair of sequence and KV head; the same for the same shapes and GPU."""
 
     def time(n):
-        return math.ceil(pairs * n / (sms * PER_SM)) * (math.ceil(blocks / n) + START)
+        waves = max(1.0, pairs * n / (sms * PER_SM))
+        return (waves + (waves > 1) / 2) * (math.ceil(blocks / n) + START)
 
     least, most = (min(max(n, 1), MOST_SPLITS) for n in (math.ceil(blocks / MOST_BLOCKS), blocks))
     return min(range(least, most + 1), key=time)
@@ -353,13 +349,11 @@ def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, ear
         scale * math.log2(math.e), *q.stride()[:2], *k_cache.stride()[:3],
         0 if table is None else table.stride(0), GROUP=group, HEAD_DIM=head_dim,
         PAGE_SIZE=0 if table is None else page_size, BLOCK_N=block_n, EARLY=early,
-        BLOCK_M=max(16, 1 << (group - 1).bit_length()), num_warps=num_warps,
-        # loads of the table take as many stages as those of the keys
-        num_stages=num_stages if table is None else 2 * num_stages - 1,
+        BLOCK_M=max(16, 1 << (group - 1).bit_length()), num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     if n_splits > 1:
         size = {"HEAD_DIM": head_dim, "SPLITS": 1 << (n_splits - 1).bit_length()}
-        options = {"num_warps": 8} | ({"launch_pdl": True} if early else {})
+        options = {"launch_pdl": True} if early else {}
         merge_kernel[(batch * n_heads,)](part, lse, out, n_splits, **size, EARLY=early, **options)
 
 def flash_decoding(
@@ -592,7 +586,7 @@ def bench(measure):
     found = []
     for seq_len in (8192, 65536):
         q, k, v, lens = inputs(1, seq_len)
-        for n in (1, 2, 4, 8, 16, 24, 32, 43, 49, 64, 96, 128):
+        for n in (1, 2, 4, 8, 16, 24, 32, 33, 49, 64, 96, 128):
             call = partial(_decode, q, k, v, lens, None, 128**-0.5, torch.empty_like(q), n)
             found += rows(k, measure({"triton": call}), n_splits=n)
     yield benchmark("splits", "batch 1, by the number of parts", found, "n_splits")
@@ -623,11 +617,9 @@ def bench(measure):
     yield benchmark("layers", "batch 1, 32 layers in a row", found)
 
 # %% [markdown]
-# {{ figure("decoding_b1", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "sdpa_math", "torch_unfused"], caption="Batch 1: from 8,192 tokens on close to a read of the same bytes, and ahead of SDPA's flash backend.") }}
+# {{ figure("decoding_b1", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "sdpa_math", "torch_unfused"], caption="Batch 1: the longer the cache, the closer to a read of the same bytes; ahead of SDPA's backends at every length.") }}
 #
-# {% for name in ["decoding_b1", "decoding_b8", "decoding_b64"] %}{% for r in rows(name, provider="triton") if r.seq_len >= 8192 %}
-# {{ claim(row(name, provider="triton_read", seq_len=r.seq_len).ms / r.ms >= 0.88) }}{{ claim(r.ms < row(name, provider="sdpa_flash", seq_len=r.seq_len).ms) }}
-# {% endfor %}{% endfor %}
+# {% for r in rows("decoding_b1", provider="triton") %}{% for peer in ["sdpa_flash", "sdpa_cudnn", "torch_unfused"] %}{{ claim(r.ms < row("decoding_b1", provider=peer, seq_len=r.seq_len).ms) }}{% endfor %}{% endfor %}
 # Speed in percent of a read of the same bytes; in brackets that of SDPA's best fused backend:
 #
 # | | 1,024 tokens | 8,192 tokens | 32,768 tokens |
@@ -645,7 +637,7 @@ def bench(measure):
 # {% set ours, waits = row("decoding_steps", provider="triton", seq_len=8192), row("decoding_steps", provider="triton_grouped", seq_len=8192) %}
 # At 8,192 tokens splitting gains {{ (first.ms / split.ms) | times }}, sharing keys {{ (split.ms / waits.ms) | times }}, the early start {{ ((waits.ms - ours.ms) * 1000) | n(1) }} µs.{{ claim(first.ms > 3 * split.ms and split.ms > waits.ms and waits.ms >= ours.ms) }}
 #
-# {{ figure("decoding_splits", y="us", where={"seq_len": 8192}, logy=True, caption="By the number of parts, at 8,192 tokens: few leave SMs idle, many have to be started and merged.") }}
+# {{ figure("decoding_splits", y="us", where={"seq_len": 8192}, logy=True, caption="By the number of parts, at 8,192 tokens: few leave SMs idle; from 16 on it hardly matters.") }}
 #
 # 32 sequences of 256 to `longest` tokens, with room for 32,768. SDPA gets a mask, and reads all:
 #
@@ -653,12 +645,16 @@ def bench(measure):
 #
 # ## Where it loses, and why
 #
+# {% set short, long = row("decoding_b1", provider="triton", seq_len=8192), row("decoding_b1", provider="triton", seq_len=131072) %}
+# {% set short_read, long_read = row("decoding_b1", provider="triton_read", seq_len=8192), row("decoding_b1", provider="triton_read", seq_len=131072) %}
+# **The start and the end.** At batch 1 a call takes {{ ((short.ms - short_read.ms) * 1000) | n(0) }} µs more than a read of 8,192 tokens, and {{ ((long.ms - long_read.ms) * 1000) | n(0) }} more than one of 131,072: the second launch, and programs that begin and end together.{{ claim(long.ms - long_read.ms < 2 * (short.ms - short_read.ms)) }}
+#
+# {% set eight, flash = row("decoding_b8", provider="triton", seq_len=131072), row("decoding_b8", provider="sdpa_flash", seq_len=131072) %}
+# {% set many, cudnn = row("decoding_b64", provider="triton", seq_len=8192), row("decoding_b64", provider="sdpa_cudnn", seq_len=8192) %}
+# **Many sequences** fill the chip without being divided. Ours are divided all the same, into parts of 4,096 tokens at most, for the sake of ragged batches. So cuDNN takes {{ (100 - 100 * cudnn.ms / many.ms) | pct }} less time for 64 × 8,192 tokens, SDPA's flash backend {{ (100 - 100 * flash.ms / eight.ms) | pct }} less for 8 × 131,072.{{ claim(cudnn.ms < 0.98 * many.ms and flash.ms < eight.ms) }}
+#
 # {% set ours, read = row("decoding_b1", provider="triton", seq_len=1024), row("decoding_b1", provider="triton_read", seq_len=1024) %}
-# **Short contexts.** 1,024 tokens are {{ ours.bytes | bytes }}, a read of {{ read.ms | ms }}; two
-# launches take {{ ours.ms | ms }}, and Python {{ ours.host_us | n(0) }} µs to make them
-# ({{ row("decoding_b1", provider="sdpa_flash", seq_len=1024).host_us | n(0) }} for SDPA's).{{ claim(ours.host_us * 1e-3 > ours.ms) }} A token passes
-# all layers, one attention after the other, and pays this in each. So servers record a step as a [CUDA graph](../glossary.md#cuda-graph),
-# and replay it. They can, as nothing that the host chooses depends on `seq_lens`. 32 layers:
+# **Short contexts.** 1,024 tokens are {{ ours.bytes | bytes }}, a read of {{ read.ms | ms }}; two launches take {{ ours.ms | ms }}, and Python {{ ours.host_us | n(0) }} µs to make them ({{ row("decoding_b1", provider="sdpa_flash", seq_len=1024).host_us | n(0) }} for SDPA's).{{ claim(ours.host_us * 1e-3 > ours.ms) }} A token passes all layers, one attention after the other, and pays this in each. So servers record a step as a [CUDA graph](../glossary.md#cuda-graph), and replay it. They can, as nothing that the host chooses depends on `seq_lens`. 32 layers:
 #
 # {{ table("decoding_layers", columns=["seq_len", "provider", "ms", "host_us"]) }}
 #

@@ -123,7 +123,9 @@ def layer_norm_row_kernel(x_ptr, weight_ptr, bias_ptr, y_ptr, n_cols, eps, BLOCK
     cols = tl.arange(0, BLOCK)
     mask = cols < n_cols
     x = tl.load(x_ptr + start + cols, mask=mask, other=0.0).to(tl.float32)
-    d = tl.where(mask, x - tl.sum(x, axis=0) / n_cols, 0.0)
+    # rounded well, so that a row of one number has this mean, and y is bias
+    mean = tl.div_rn(tl.sum(x, axis=0), tl.cast(n_cols, tl.float32))
+    d = tl.where(mask, x - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(d * d, axis=0) / n_cols + eps)
     weight = tl.load(weight_ptr + cols, mask=mask).to(tl.float32)
     bias = tl.load(bias_ptr + cols, mask=mask).to(tl.float32)
@@ -245,7 +247,6 @@ def layer_norm_kernel(
         total += tl.sum(x_rest.to(tl.float32), axis=1)[:, None]
     n = tl.cast(n_cols, tl.float32)
     count = n if PARTS == 1 else tl.maximum(_count(part, body, n_cols, BLOCK), 1.0)
-    # rounded well, so that a row of one number has this mean, and y is bias
     mean = tl.div_rn(total, count)
     x = _hold(x, HOLD)
     d = tl.where(in_row, x.to(tl.float32) - mean, 0.0)
@@ -580,9 +581,7 @@ def check(device: str = "cuda") -> None:
             outs, guards = zip(*(poisoned(*s, dtype=dtype) for s in sizes), strict=True)
             stats, stats_guard = poisoned(2, n_rows, dtype=torch.float32)
             layer_norm_forward(x, weight, bias, 1e-5, outs[0], stats)
-            if n_cols < 32768:
-                step_1 = layer_norm_row(x.contiguous(), weight, bias)
-                torch.testing.assert_close(step_1, outs[0], rtol=2 * rtol, atol=2 * rtol)
+            step_1 = layer_norm_row(x.contiguous(), weight, bias) if n_cols < 32768 else outs[0]
             layer_norm_backward(x, dy, weight, stats, *outs[1:])
             again = [poisoned(*s, dtype=dtype)[0] for s in sizes[1:]]
             layer_norm_backward(x, dy, weight, stats, *again)
@@ -590,12 +589,13 @@ def check(device: str = "cuda") -> None:
             assert all(g.isnan().all() for g in (*guards, stats_guard)), "written past the end"
             # in dx terms cancel, with one column all: its error is relative to them
             rstd = (inputs[0].detach().var(-1, correction=0, keepdim=True) + 1e-5).rsqrt()
-            compared = [want[0], rstd * (inputs[1].detach() * dy), *want[2:]]
-            for got, exact, terms in zip(outs, want, compared, strict=True):
+            compared = [want[0], want[0], rstd * (inputs[1].detach() * dy), *want[2:]]
+            results = zip((step_1, *outs), want[:1] + want, compared, strict=True)
+            for i, (got, exact, terms) in enumerate(results):
                 scale = terms.abs().amax(dim=-1, keepdim=True) + 1e-3
                 error = ((got.double() - exact).abs() / (rtol * scale)).max().item()
-                line += f"{error:>7.0%}"
-                assert error <= 1, f"{dtype} is off:\n{line}"
+                line += f"{error:>7.0%}" if i else ""
+                assert error <= 1, f"{dtype} is off by {error:.0%}:\n{line}"
         print(line)
 
 if __name__ == "__main__":
@@ -646,12 +646,12 @@ def bench(measure):
 # %% [markdown]
 # {{ figure("layer_norm_forward", providers=["triton", "torch", "torch_compile"],
 #    caption="Forward: near a copy where rows begin at whole vectors; odd widths fall behind.") }}
-# {{ figure("layer_norm_gradient", caption="With the gradient: ahead of both libraries at every width.") }}
+# {{ figure("layer_norm_gradient", caption="With the gradient: ahead of both libraries, but for 5,120 columns, where torch.compile draws level.") }}
 # {% set odd = row("layer_norm_gradient", provider="triton", n_cols=12289) -%}
 #
 # {% set ours = row("layer_norm_gradient", provider="triton", n_cols=8192) -%}
 # At 8,192²: forward {{ row("layer_norm_forward", provider="triton", n_cols=8192).ms | ms }}, with the gradient {{ ours.ms | ms }}, {{ ours.percent | pct }} of the copy's speed.
-# {% for n in (1024, 4096, 8192, 16384) %}{{ claim(row("layer_norm_forward", provider="triton", n_cols=n).percent > 88) }}{% endfor %}{% for r in rows("layer_norm_gradient", provider="triton") %}{% for _, ratio in r.benchmark.peers(r) %}{{ claim(ratio > (1 if r.n_cols == 768 else 1.1)) }}{% endfor %}{% endfor %}
+# {% for n in (1024, 4096, 8192, 16384) %}{{ claim(row("layer_norm_forward", provider="triton", n_cols=n).percent > 88) }}{% endfor %}{% for r in rows("layer_norm_gradient", provider="triton") %}{% for _, ratio in r.benchmark.peers(r) %}{{ claim(ratio > (0.98 if r.n_cols == 5120 else 1.1)) }}{% endfor %}{% endfor %}
 #
 # ## Where it loses, and why
 #
@@ -659,13 +659,12 @@ def bench(measure):
 #
 # {{ table("layer_norm_forward_small", columns=["provider", "ms", "host_us"]) }}
 #
-# - **Forward** torch.compile is ahead at
-#   {%- for r in rows("layer_norm_forward", provider="triton") -%}
-#   {%- for name, ratio in r.benchmark.peers(r) if name == "torch_compile" and ratio < 0.99 %}
-#   {{ r.n_cols }} columns ({{ (100 - 100 * ratio) | pct }} less time),
-#   {%- endfor %}{% endfor %} where all registers are taken.
+# {% set five, long, short = row("layer_norm_forward", provider="triton", n_cols=5120), row("layer_norm_forward", provider="triton", n_cols=32768), row("layer_norm_forward", provider="torch_compile", n_cols=32768) %}
+# - **Long rows.** At 32,768 columns four programs share a row and wait for each other: {{ long.ms | ms }} forward, {{ long.percent | pct }} of a copy. torch.compile takes {{ short.ms | ms }}: one program reads the row, and reads it again to normalise it. The second time it comes from [L2](../glossary.md#l2).{{ claim(short.ms < 0.8 * long.ms) }}
+# - **5,120 columns**: forward torch.compile takes {{ (100 - 100 * row("layer_norm_forward", provider="torch_compile", n_cols=5120).ms / five.ms) | pct }} less time. In the backward pass a block is a power of two, and three of eight lanes idle.{{ claim(row("layer_norm_forward", provider="torch_compile", n_cols=5120).ms < five.ms) }}
+#
 # {{ figure("layer_norm_forward", providers=["triton", "triton_one_row"],
-#    caption="Step 1 falls where lanes idle, vectors break or registers end; step 2 holds.") }}
+#    caption="Step 1 falls where lanes idle or vectors break, and step 2 holds; rows of 32,768 are too long for both.") }}
 #
 # - **Odd widths**: 12,289 columns come to {{ odd.percent | pct }} of a copy. Rows begin within vectors, weight and
 #   bias do not, so the forward loads these number by number. Pad the width, if the model is yours.

@@ -619,7 +619,10 @@ if __name__ == "__main__":
 # {% set ours, read = rows("full_sum", provider="triton"), rows("full_sum", provider="triton_read") -%}
 # - **Small sums.** The sum ends {{ ((ours[0].ms - read[0].ms) * 1000) | n(1) }} µs after the read of 2¹⁶ numbers, {{ ((ours[4].ms - read[4].ms) * 1000) | n(1) }} after that of 2²⁶,
 #   {{ (read[4].ms / ours[4].ms * 100) | pct }} of its speed: the launch that zeroes the count comes first, counting and fetching the sums come last.{{ claim(read[4].ms / ours[4].ms >= 0.82) }}
-#   The host takes {{ ours[0].host_us | n }} µs a call, torch from C++ {{ row("full_sum", provider="torch", n=2**16).host_us | n }}; column sums, two launches, {{ row("column_sum", provider="triton", n_cols=8192).host_us | n }}.{{ claim(ours[0].host_us <= 28) }}
+#   {% set compiled = row("full_sum", provider="torch_compile", n=2**24) -%}
+#   torch.compile takes {{ (100 - compiled.ms / ours[3].ms * 100) | pct }} less time for 2²⁴ numbers.{{ claim(compiled.ms < 0.97 * ours[3].ms) }} The host needs {{ ours[3].host_us | n(0) }} µs a call, torch from C++ {{ row("full_sum", provider="torch", n=2**24).host_us | n(0) }}; column sums, two launches, {{ row("column_sum", provider="triton", n_cols=8192).host_us | n(0) }}.
+# {% set few, many = row("logsumexp", provider="triton", n_cols=4096), row("logsumexp", provider="torch_compile", n_cols=4096) -%}
+# - **Log-sum-exp of 4,096 columns** takes {{ few.ms | ms }}, torch.compile's {{ many.ms | ms }}: a block is always 8,192 lanes, half of them idle here, and idle lanes take exponentials too.{{ claim(many.ms < few.ms) }}
 # - **Maxima of short rows**: {{ (row("row_max", provider="triton_read", n_cols=256).ms / row("row_max", provider="triton", n_cols=256).ms * 100) | pct }} at 256 columns, where a program writes 10 bytes for 512 that it reads, 8 of them for the column (int64, as torch's).
 # - **Columns, where 8 does not divide the width**, in bfloat16: each element is loaded by itself.
 #
