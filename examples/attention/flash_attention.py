@@ -638,10 +638,10 @@ def bench(measure):
 # tensor cores have work only from another program on the multiprocessor, and nobody sees to it that
 # the two take turns. cuDNN and flash attention 3 do, and issue the next $QK^\top$ before the
 # softmax. In `tl` that does not survive: the compiler moves the scores while the product still
-# runs, and the assembler then waits for every product. Gluon, in a later lecture, can.
+# runs, and the assembler then waits for every product.
+# In Gluon it does: [Attention on Hopper](hopper_attention.py) passes cuDNN that way.{% set gluon = rec("attention/hopper_attention") %}{{ claim(gluon.row("hopper_d128_full", provider="triton", seq_len=4096).ms < gluon.row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096).ms) }}
 #
-# **The exponential, at $D = 64$.** A score costs half the products and the same exponential, of
-# which a multiprocessor does [16 a cycle](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions).
+# **The exponential, at $D = 64$.** A score costs half the products and the same exponential, of which a multiprocessor does [16 a cycle](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions).
 #
 # **One token more.** A last block that is not full needs the mask, and a last tile of one row all
 # the time of a full one: 4,097 tokens run at {{ odd.tflops | n(0) }} TFLOP/s, 4,096 at {{ even.tflops | n(0) }}.

@@ -7,7 +7,7 @@
 # outcome: Split attention over its keys, merge the parts exactly, share a cache among heads, and find it page by page.
 # ---
 #
-# # Flash decoding: one token, a long memory
+# # Flash decoding: one token, a long cache
 #
 # A language model writes one token after the other. Keys and values of all tokens so far are kept, in the [KV cache](../glossary.md#kv-cache); the new token has one row of queries for each head. The [flash kernel](flash_attention.py) computes tiles of 128 rows: 127 of them would be empty, and each head would be one [program](../glossary.md#program). 32 heads are 32 programs, on {{ env.sms }} [multiprocessors](../glossary.md#sm). **How fast can one token be?**
 #

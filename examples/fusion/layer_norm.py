@@ -7,7 +7,7 @@
 # outcome: Write a normalisation whose gradient sums over rows and columns in one pass over memory.
 # ---
 #
-# # LayerNorm: sums along rows, sums down columns
+# # LayerNorm: forward along rows, backward across them
 #
 # LayerNorm ([Ba et al., 2016](https://arxiv.org/abs/1607.06450)) moves every row to mean 0 and
 # variance 1, then scales and shifts each column by learnt numbers $\gamma$ and $\beta$:
