@@ -57,7 +57,7 @@ def layer_norm_reference(x, weight, bias, eps=1e-5):
 # - **Two passes**: first $\mu$, then the mean of $(x_j - \mu)^2$.
 # - **Welford** ([1962](https://doi.org/10.1080/00401706.1962.10490022)): one pass that keeps, of
 #   what it has seen, the count $n$, the mean $\mu$, and $M = \sum (x_j - \mu)^2$. Two such triples
-#   merge ([Chan, Golub and LeVeque, 1979](http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf)):
+#   merge ([Chan, Golub and LeVeque, 1982](https://doi.org/10.1007/978-3-642-51461-6_3)):
 #   with $n = n_a + n_b$ and $\delta = \mu_b - \mu_a$,
 #
 # $$
