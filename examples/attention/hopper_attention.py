@@ -656,11 +656,11 @@ def bench(measure):
 # | $D = 64$, full: exponentials | 40 % | 46 % | 54 % | 56 % |
 # | clock, $D = 128$, full | 1.79 GHz | 1.72 GHz | 1.68 GHz | 1.65 GHz |
 #
-# **Rung 1** is what we counted: 55 % in turn at $D = 128$; 38 % at 64, where exponentials take as many cycles as products. **Rung 2** lets one consumer multiply during the other's softmax, **rung 3** during its own as well. **Rung 4** hides where tiles begin and end; causal tiles are short, so theirs gains most. SMs without a tile were 9 % of the cycles there, and are 5 %.
+# **Rung 1** is what [we counted](#count-cycles-not-bytes): 55 % in turn at $D = 128$; 38 % at 64, where exponentials take as many cycles as products. **Rung 2** lets one consumer multiply during the other's softmax, **rung 3** during its own as well. **Rung 4** hides where tiles begin and end; causal tiles are short, so theirs gains most. SMs without a tile were 9 % of the cycles there, and are 5 %.
 #
 # **Who pays?** The busier the tensor cores, the lower the clock that the power allows. From rung 1 to 4 they are busy for 44 % more of the cycles, and the rate grows by {{ (100 * row("hopper_d128_full", provider="triton_one", seq_len=4096).ms / all.ms - 100) | pct }}.
 #
-# (One run of ncu 2025.3, `--section SpeedOfLight --section ComputeWorkloadAnalysis --clock-control none`, apart from this page's recording: a launch at a time, other numbers next time.)
+# (One run of [ncu](https://docs.nvidia.com/nsight-compute/NsightComputeCli/index.html) 2025.3, `--section SpeedOfLight --section ComputeWorkloadAnalysis --clock-control none`, apart from this page's recording: a launch at a time, other numbers next time.)
 #
 # ## Where it loses, and what survives
 #

@@ -664,7 +664,7 @@ def bench(measure):
 # - **5,120 columns**: forward torch.compile takes {{ (100 - 100 * row("layer_norm_forward", provider="torch_compile", n_cols=5120).ms / five.ms) | pct }} less time. In the backward pass a block is a power of two, and three of eight lanes idle.{{ claim(row("layer_norm_forward", provider="torch_compile", n_cols=5120).ms < five.ms) }}
 #
 # {{ figure("layer_norm_forward", providers=["triton", "triton_one_row"],
-#    caption="Step 1 falls where lanes idle or vectors break, and step 2 holds; rows of 32,768 are too long for both.") }}
+#    caption="Step 1 falls where lanes idle or vectors break, step 2 with 32,768 columns.") }}
 #
 # - **Odd widths**: 12,289 columns come to {{ odd.percent | pct }} of a copy. Rows begin within vectors, weight and
 #   bias do not, so the forward loads these number by number. Pad the width, if the model is yours.

@@ -624,7 +624,7 @@ if __name__ == "__main__":
 #
 # 1. A reduction costs a read. Combine in registers, element by element; build one tree, at the end.
 # 2. A scan takes any associative rule, a reduction one that is commutative too: sums, pairs, maps.
-# 3. Two stages add in an order that positions decide: the same bits every time, for large sums at no cost.
+# 3. Two stages add in an order that positions decide: the same bits every time.
 #
 # ## Exercises
 #
