@@ -30,7 +30,7 @@
 # What share of the peak is left if products and softmax wait for each other? What if they run at
 # the same time? In turn: $2048 / (2048 + 1024 + 640) = 55\,\%$ at $D = 128$, and 38 % at 64. At the
 # same time, the longer sets the pace. At $D = 128$ that is the products; the softmax is free. At
-# $D = 64$ it is the softmax: if its two rows take turns, products run at some 60 % of the peak.
+# $D = 64$ it is the softmax: if its two rows take turns, products run at $1024 / 1664$, or 62 %.
 #
 # {{ diagram("hopper_timeline") }}
 #
@@ -89,11 +89,11 @@ def hopper_attention_reference(q, k, v, causal=False, scale=None):
 #
 # {{ diagram("hopper_ring") }}
 #
-# A barrier that completes begins its next *phase*, and you wait for a phase by its parity. Phases
-# count from 0, and so do the turns of a slot: in a ring of two, step 5 is slot 1, turn 2, parity 0.
-# The producer waits for the phase *before* its turn, so with the other parity; before turn 0 that
-# counts as complete, and a slot that nobody has used is free. Queries have a ring of their own, two
-# tiles deep: the next tile's arrive while this one is computed. `LAG` is 0 until rung 3.
+# A barrier that completes begins its next *phase*, and you wait for a phase by its parity: 0 for an
+# even one. Phases count from 0, and so do the turns of a slot: in a ring of two, step 5 is slot 1,
+# turn 2, parity 0. The producer waits for the phase *before* its turn, so with the other parity;
+# before turn 0 that counts as complete: an unused slot is free. Queries have a ring of their own,
+# two tiles deep: the next tile's arrive while this one is computed. `LAG` is 0 until rung 3.
 
 
 # %% tags=["copy"]
@@ -164,13 +164,13 @@ def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
 
 # %% [markdown]
 # The [descriptors](../glossary.md#descriptor) are four-dimensional and come from the host. Rows past a head's end arrive as
-# zeros, and rows past the output's end are not written: only scores will need a mask.
+# zeros, and rows past the output's end are not written: only scores and log-sum-exp need a mask.
 #
 # ## Rungs 1 and 2: one consumer, two consumers
 #
 # Rung 1 is flash attention's loop with its waits in view (`LAG = 0` in the code below): start
 # $S = QK^\top$, wait, softmax, start $PV$, wait. One consumer of eight warps computes a tile of 128
-# queries, and no product runs during its softmax: 55 % at best. Rung 2 splits the tile between two
+# queries, and no product runs during its softmax: about 55 %. Rung 2 splits the tile between two
 # consumers, each with four warps (a *warpgroup*, which a wgmma needs), 64 queries and an
 # accumulator. While one waits for a product the other can compute exponentials. Nothing makes them
 # alternate, but they tend to: the tensor cores serve one first, and the other stays behind it.
@@ -595,7 +595,7 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Is it fast?
 #
-# Sixteen heads, and as many sequences as make 16,384 tokens; single launches, cool. Before you
+# Sixteen heads, and as many whole sequences as fit 16,384 tokens; single launches, cool. Before you
 # look: which rung gains most, and which is mainly for causal attention?
 
 
@@ -630,10 +630,9 @@ def bench(measure):
 # %% [markdown]
 # {{ figure("hopper_d128_full", providers=["triton", "triton_one", "triton_two", "triton_overlap", "sdpa_cudnn"], caption="D = 128, full: ahead of cuDNN at every length.") }}
 #
-# {{ figure("hopper_d128_causal", providers=["triton", "triton_one", "triton_two", "triton_overlap", "sdpa_cudnn"], caption="D = 128, causal: tiles of unequal length, which rung 4 deals out longest first.") }}
+# {{ figure("hopper_d128_causal", providers=["triton", "triton_one", "triton_two", "triton_overlap", "sdpa_cudnn"], caption="D = 128, causal: tiles of unequal length, so the step from overlap to rung 4 is larger than in full attention.") }}{% for n in (4096, 16384) %}{{ claim(row("hopper_d128_causal", provider="triton_overlap", seq_len=n).ms / row("hopper_d128_causal", provider="triton", seq_len=n).ms > 1.03 * row("hopper_d128_full", provider="triton_overlap", seq_len=n).ms / row("hopper_d128_full", provider="triton", seq_len=n).ms) }}{% endfor %}
 #
-# TFLOP/s at 4,096 tokens, rung by rung; *hot* is back to back, at the clock that the power allows:
-# {% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for r in rows("hopper_" ~ kind, provider="triton") %}{{ claim(r.ms * (1.1 if "causal" in kind and r.seq_len >= 1000 else 1.05) < row("hopper_" ~ kind, provider="sdpa_cudnn", seq_len=r.seq_len).ms) }}{% endfor %}{% endfor %}
+# TFLOP/s at 4,096 tokens, rung by rung; *hot* is back to back, at the clock that the power allows. At $D = 64$, full, *overlap* and *all* have three consumers:{% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for r in rows("hopper_" ~ kind, provider="triton") %}{{ claim(r.ms * (1.1 if "causal" in kind and r.seq_len >= 1000 else 1.05) < row("hopper_" ~ kind, provider="sdpa_cudnn", seq_len=r.seq_len).ms) }}{% endfor %}{% endfor %}
 #
 # | | one | two | overlap | all | cuDNN | all, hot | cuDNN, hot |
 # |---|---|---|---|---|---|---|---|
@@ -641,8 +640,9 @@ def bench(measure):
 # | {{ kind.replace("d", "D = ").replace("_", ", ") }} {% for p in ["triton_one", "triton_two", "triton_overlap", "triton", "sdpa_cudnn"] %}| {{ row("hopper_" ~ kind, provider=p, seq_len=4096).tflops | n(0) }} {% endfor %}{% for p in ["triton", "sdpa_cudnn"] %}| {{ row("hopper_" ~ kind, provider=p, seq_len=4096).tflops_hot | n(0) }} {% endfor %}|
 # {% endfor %}
 #
+# {% set one, two, lap = row("hopper_d128_full", provider="triton_one", seq_len=4096), row("hopper_d128_full", provider="triton_two", seq_len=4096), row("hopper_d128_full", provider="triton_overlap", seq_len=4096) %}
 # {% set all, cudnn, causal, theirs = row("hopper_d128_full", provider="triton", seq_len=4096), row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096), row("hopper_d128_causal", provider="triton", seq_len=4096), row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=4096) %}
-# At $D = 128$ that is {{ (100 * cudnn.ms / all.ms - 100) | pct }} more than cuDNN's rate, causal {{ (100 * theirs.ms / causal.ms - 100) | pct }} more, and {{ all.percent | pct }} of the library's matrix rate.
+# At $D = 128$, full, that is {{ (100 * cudnn.ms / all.ms - 100) | pct }} more than cuDNN's rate, and {{ all.percent | pct }} of the library's matrix rate; causal, {{ (100 * theirs.ms / causal.ms - 100) | pct }} more than cuDNN's. Rung 2 gains most, {{ (100 * one.ms / two.ms - 100) | pct }}; rung 4 is mainly for causal attention: {{ (100 * row("hopper_d128_causal", provider="triton_overlap", seq_len=4096).ms / causal.ms - 100) | pct }} there, {{ (100 * lap.ms / all.ms - 100) | pct }} in full.{{ claim(one.ms / two.ms > 1.05 * two.ms / lap.ms and one.ms / two.ms > 1.05 * lap.ms / all.ms) }}
 #
 # ## What the profiler says
 #
@@ -656,17 +656,17 @@ def bench(measure):
 # | $D = 64$, full: exponentials | 40 % | 46 % | 54 % | 56 % |
 # | clock, $D = 128$, full | 1.79 GHz | 1.72 GHz | 1.68 GHz | 1.65 GHz |
 #
-# **Rung 1** is what we counted: 55 % in turn at $D = 128$; 38 % at 64, where exponentials take as many cycles as products. **Rung 2** lets one consumer multiply while the other does not, **rung 3** both. **Rung 4** hides where tiles begin and end; causal tiles are short, so theirs gains most. SMs without a tile were 9 % of the cycles there, and are 5 %.
+# **Rung 1** is close to what we counted. In turn, that was 55 % for the tensor cores at $D = 128$, and 38 % for either unit at $D = 64$, where exponentials take as many cycles as products. **Rung 2** lets one consumer multiply during the other's softmax, **rung 3** during its own as well. **Rung 4** hides where tiles begin and end; causal tiles are half as long on average, so causal attention gains most.{{ claim(row("hopper_d64_causal", provider="triton_overlap", seq_len=4096).ms / row("hopper_d64_causal", provider="triton", seq_len=4096).ms > 1.05 * row("hopper_d64_full", provider="triton_overlap", seq_len=4096).ms / row("hopper_d64_full", provider="triton", seq_len=4096).ms) }} There an SM has no tile for 9 % of the cycles in rung 3, and for 5 % in rung 4.
 #
-# **Who pays?** The busier the tensor cores, the lower the clock that the power allows. From rung 1 to 4 they are busy for 44 % more of the cycles, and the rate grows by {{ (100 * row("hopper_d128_full", provider="triton_one", seq_len=4096).ms / all.ms - 100) | pct }}.
+# **Why not faster still?** The busier the tensor cores, the lower the clock that the power allows. From rung 1 to 4 their share of the cycles grows by 44 %, but the cycles of a second fall by 7 %: in this page's recording the rate grows by {{ (100 * row("hopper_d128_full", provider="triton_one", seq_len=4096).ms / all.ms - 100) | pct }}.
 #
-# (One run of ncu 2025.3, `--section SpeedOfLight --section ComputeWorkloadAnalysis --clock-control none`, apart from this page's recording: a launch at a time, other numbers next time.)
+# (One run of [ncu](https://docs.nvidia.com/nsight-compute/) 2025.3, `--section SpeedOfLight --section ComputeWorkloadAnalysis --clock-control none`, a launch of each kernel, apart from this page's recording. Another run gives other numbers.)
 #
 # ## Where it loses, and what survives
 #
 # {% set odd, even = row("hopper_d128_full", provider="triton", seq_len=4097), row("hopper_d128_full", provider="triton", seq_len=4096) %}
 # {% for kind in ["full", "causal"] %}{{ claim(row("hopper_d128_" ~ kind, provider="triton", seq_len=4097).tflops > 0.85 * row("hopper_d128_" ~ kind, provider="triton", seq_len=4096).tflops) }}{% endfor %}
-# One token more than whole tiles costs little: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097. **Short sequences** pay more for what nothing hides, a tile's first softmax and last product. **Small work** waits for the host, {{ row("hopper_d128_causal", provider="triton", seq_len=512).host_us | n(0) }} µs a call, and more for a new shape, which needs its table. **Other chips**: Ampere has neither wgmma nor TMA, and Blackwell another matrix instruction. Counting, ring and longest-first survive; this code does not.
+# One token more than whole tiles costs little: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097 (three sequences for four). **Short sequences** ({{ row("hopper_d128_full", provider="triton", seq_len=512).tflops | n(0) }} at 512 tokens){{ claim(row("hopper_d128_full", provider="triton", seq_len=512).tflops < 0.9 * even.tflops) }} pay more for what nothing hides, a tile's first softmax and last product. **Small work** waits for the host, {{ row("hopper_d128_causal", provider="triton", seq_len=512).host_us | n(0) }} µs a call where cuDNN's takes {{ row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=512).host_us | n(0) }}, {{ claim(row("hopper_d128_causal", provider="triton", seq_len=512).host_us > 1.5 * row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=512).host_us) }}and more for a new shape, which needs its table. **Other chips**: Ampere has neither wgmma nor TMA, and Blackwell another matrix instruction. Counting, ring and longest-first survive; this code does not.
 #
 # ## What to remember
 #

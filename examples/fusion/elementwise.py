@@ -697,4 +697,4 @@ def bench(measure):
 # h = bias_gelu(x @ w, bias)  # nn.Linear without its bias, then bias and GELU
 # ```
 #
-# API: [multiply_add][examples.fusion.elementwise.multiply_add], [add_relu][examples.fusion.elementwise.add_relu], [bias_gelu][examples.fusion.elementwise.bias_gelu]. Next: [softmax](softmax.py), where all lanes need one number, the row's sum.
+# API: [multiply_add][examples.fusion.elementwise.multiply_add], [add_relu][examples.fusion.elementwise.add_relu], [bias_gelu][examples.fusion.elementwise.bias_gelu].

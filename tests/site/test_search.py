@@ -7,6 +7,31 @@ import pytest
 # What is typed, and the sections that answer it: one of them has to be the first result. A new
 # question is a new line; a page that answers better than these is added to the line.
 QUESTIONS = {
+    "column sum": ["fusion/reductions/#columns-two-stages"],
+    "atomic add not deterministic": [
+        "fusion/reductions/#everything-two-stages-in-one-launch-or-atomics",
+    ],
+    "cumulative sum": [
+        "fusion/reductions/#scans-every-partial-result",
+        "fusion/reductions/#measure",
+    ],
+    "variance goes negative": ["fusion/layer_norm/#three-ways-to-a-variance-one-of-them-wrong"],
+    "welford": [
+        "glossary/#welford",
+        "fusion/layer_norm/#three-ways-to-a-variance-one-of-them-wrong",
+    ],
+    "ring of buffers": ["attention/hopper_attention/#a-warp-that-only-loads"],
+    "Gluon layouts": [
+        "glossary/#gluon",
+        "attention/hopper_attention/#gluon-the-same-compiler-one-floor-down",
+    ],
+    "page table of the cache": [
+        "attention/flash_decoding/",
+        "attention/flash_decoding/#step-4-follow-the-table",
+    ],
+    "split the keys, merge the parts": [
+        "attention/flash_decoding/#step-2-split-the-keys-merge-the-parts",
+    ],
     "why is my kernel slower at small sizes": [
         "faq/#why-is-my-triton-kernel-slower-than-pytorch-at-small-sizes",
     ],
@@ -61,7 +86,10 @@ QUESTIONS = {
         "foundations/debugging/#room-2-masked-lanes-that-join-in",
         "faq/#why-do-i-get-nan",
     ],
-    "atomic add": ["glossary/#atomic-operation"],
+    "atomic add": [
+        "fusion/reductions/#everything-two-stages-in-one-launch-or-atomics",
+        "glossary/#atomic-operation",
+    ],
     "how to benchmark a kernel": ["foundations/benchmarking/"],
     "do_bench": [
         "faq/#can-i-trust-the-benchmark-do_bench-or-cuda-graphs",
