@@ -245,7 +245,8 @@ def flash_attention_varlen_kernel(
 #
 # Two kernels, two owners. The one for $dQ$ runs first and leaves $\delta$. The one for keys has a
 # single loop over heads and tiles, so that the first tile of the next head is loaded while the last
-# of this one is multiplied. Without a window it needs no mask: queries past the end add 0.
+# of this one is multiplied. Without a window it needs no mask: queries past the end add 0. Each
+# turn starts with [both products](flash_attention_backward.py#step-4-tiles-that-fit) of scores. The slope goes into `dp`: then `s` ends with the exponentials.
 
 # %% tags=["copy"]
 @triton.jit
@@ -274,16 +275,15 @@ def flash_attention_varlen_dq_kernel(
         k = _load(k_desc, first_k, n_k, start_n, head // group)
         v = _load(v_desc, first_k, n_k, start_n, head // group)
         s = tl.dot(q, k.T)
+        dp = tl.dot(do, v.T) - delta[:, None]
         if SOFTCAP:
             s = _tanh(s * scale_in)
+            dp *= 1 - s * s
         p = tl.exp2(s * scale_out - lse)
         if (start_n < all_from) | (start_n + BLOCK_N > all_to):
             keys = start_n + tl.arange(0, BLOCK_N)[None, :]
             p = _seen(p, 0.0, offs_m[:, None], keys, n_k - n_q, n_k, left, right)
-        if SOFTCAP:
-            p *= 1 - s * s
-        ds = p * (tl.dot(do, v.T) - delta[:, None])
-        dq = tl.dot(ds.to(k.dtype), k, dq, out_dtype=FLOAT)
+        dq = tl.dot((p * dp).to(k.dtype), k, dq, out_dtype=FLOAT)
     _store(dq_desc, first_q, n_q, start_m, head, dq * ds_scale)
 
 
@@ -318,18 +318,17 @@ def flash_attention_varlen_dkdv_kernel(
         do = _load(do_desc, first_q, n_q, start_m, head)
         delta = tl.load(delta_ptr + stats)[None, :]
         s = tl.dot(k, q.T)  # [BLOCK_N, BLOCK_M]
+        dp = tl.dot(v, do.T) - delta
         if SOFTCAP:
             s = _tanh(s * scale_in)
+            dp *= 1 - s * s
         p = tl.exp2(s * scale_out - lse)
         if BANDED:
             if (start_m < all_from) | (start_m + BLOCK_M > all_to):
                 rows = start_m + offs_m[None, :]
                 p = _seen(p, 0.0, keys, rows, n_q - n_k, n_q, right, left)
         dv = tl.dot(p.to(do.dtype), do, dv, out_dtype=FLOAT)
-        if SOFTCAP:
-            p *= 1 - s * s
-        ds = p * (tl.dot(v, do.T) - delta)
-        dk = tl.dot(ds.to(q.dtype), q, dk, out_dtype=FLOAT)
+        dk = tl.dot((p * dp).to(q.dtype), q, dk, out_dtype=FLOAT)
     _store(dv_desc, first_k, n_k, start_n, kv_head, dv)
     _store(dk_desc, first_k, n_k, start_n, kv_head, dk * ds_scale)
 
@@ -341,8 +340,8 @@ def flash_attention_varlen_dkdv_kernel(
 # with a soft-cap, whose BLOCK_M divides the others: they read whole tiles of lse and delta
 TILES = {
     32: ((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 1)),
-    64: ((64, 128, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
-    128: ((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 1)),
+    64: ((128, 64, 4, 3), (64, 64, 4, 3), (32, 64, 4, 3), (32, 64, 4, 3)),
+    128: ((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (32, 64, 4, 3)),
     256: ((128, 64, 8, 2), (64, 64, 8, 2), (32, 64, 8, 1), (32, 64, 8, 1)),
 }
 # rows of lse and delta come in slots of so many: a multiple of every BLOCK_M
