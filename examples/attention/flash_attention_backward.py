@@ -231,10 +231,7 @@ def first_backward(do, q, k, v, out, lse, causal, scale, add_dq=True):
     return dq, *tensors[4:]
 
 # %% [markdown]
-# The result is right, but at two prices. Every tile of scores sends a float32 tile of $dQ$ through
-# the caches: $4 N^2 D / 64$ bytes, {{ (4 * 4096**2 * 128 // 64) | bytes }} for a head of 4,096 tokens. And the last digits
-# of a sum depend on its order, here the order in which programs arrive: **repeat a training step,
-# and its gradients may differ**.
+# The result is right, but at two prices. Every tile of scores sends a float32 tile of $dQ$ through the caches: $4 N^2 D / 64$ bytes, {{ (4 * 4096**2 * 128 // 64) | bytes }} for a head of 4,096 tokens. And the last digits of a sum depend on its order, here the order in which programs arrive: **repeat a training step, and its gradients may differ**.
 #
 # ## Step 2: two kernels, two owners
 #
@@ -290,20 +287,15 @@ def flash_attention_dq_kernel(
 # %% [markdown]
 # ## Step 3: keys first
 #
-# In step 1 a tile of $S$ has a row for each query, and the sums over queries need $P$ and $dS$
-# transposed. That is not free. A tensor core takes its left factor from registers in the layout in
-# which it returns results, so `p` would do, but `p.T` must pass through [shared memory](../glossary.md#shared-memory).
-# Compute $S^\top = K Q^\top$ and $dP^\top = V dO^\top$ instead, a row for each key: now `p`, `ds`
-# *are* $P^\top$ and $dS^\top$, and stay in registers as the left factors of the sums
-# $dV \mathrel{+}= P^\top dO$ and $dK \mathrel{+}= dS^\top Q$. The right factors lie in shared
-# memory, where tensor cores read a tile either way, `q` as well as `q.T`.
+# In step 1 a tile of $S$ has a row for each query, and the sums over queries need $P$ and $dS$ transposed. That is not free. A tensor core takes its left factor from registers in the layout in which it returns results, so `p` would do, but `p.T` must pass through [shared memory](../glossary.md#shared-memory). Compute $S^\top = K Q^\top$ and $dP^\top = V dO^\top$ instead, a row for each key: now `p`, `ds` *are* $P^\top$ and $dS^\top$, and stay in registers as the left factors of the sums $dV \mathrel{+}= P^\top dO$ and $dK \mathrel{+}= dS^\top Q$. The right factors lie in shared memory, where tensor cores read a tile either way, `q` as well as `q.T`.
 #
-# **Where are the masks?** If causal, a tile of keys starts at the first query that sees one of
-# them, and compares positions until one sees all. Full attention needs no mask: queries
-# past the end come from the [descriptor](../glossary.md#descriptor) as zeros and add 0; keys past
-# the end have rows of their own in `dk` and `dv`, which are not stored. The kernel for $dQ$ sums
-# over keys, and does need it: a key past the end has the score 0 and the weight $2^{-L}$. Where $L$
-# is very low that overflows, and $\infty \cdot 0$ is NaN.
+# **Where are the masks?** If causal, a tile of keys starts at the first query that sees one of them, and compares positions until one sees all. Full attention needs no mask: queries past the end come from the [descriptor](../glossary.md#descriptor) as zeros and add 0; keys past the end have rows of their own in `dk` and `dv`, which are not stored. The kernel for $dQ$ sums over keys, and does need it: a key past the end has the score 0 and the weight $2^{-L}$. Where $L$ is very low that overflows, and $\infty \cdot 0$ is NaN.
+#
+# **In which order?** $dV$ needs $P$ alone, and could be summed before $dP$ is computed. But tensor
+# cores work while the threads go on, and the compiler decides where these wait: for $S$ before it
+# starts $dP$, for $dP$ before the exponentials, each time for all that was started earlier too. It
+# lets two products run on into the next turn: the sums, whose results are not needed before they
+# are added to. So both stand at the end of the loop, where no wait follows.
 
 # %% tags=["copy"]
 @triton.jit
@@ -349,7 +341,9 @@ def flash_attention_dkdv_kernel(
 # %% [markdown]
 # ## Step 4: tiles that fit
 #
-# A program for keys holds two accumulators, `dk` and `dv`. At $D = 128$ with tiles of 64 × 64 and four [warps](../glossary.md#warp) these are 128 registers a thread, `p` and `dp` another 64, and 255 is the limit. With 97 KiB of shared memory two programs fit an [SM](../glossary.md#sm): one can multiply while the other computes exponentials. With 128 keys and eight warps a thread needs as many registers, and one program fills the SM; it reads the queries half as often. 128 × 128 [spills](../glossary.md#spill). Which is best? The table below compares them.
+# A program for keys holds two accumulators, `dk` and `dv`. At $D = 128$ with tiles of 64 × 64 and four [warps](../glossary.md#warp) these are 128 registers a thread, `p` and `dp` another 64, and 255 is the limit. With 97 KiB of shared memory two programs fit an [SM](../glossary.md#sm): one can multiply while the other computes exponentials. With 128 keys and eight warps a thread needs as many registers, and one program fills the SM; it reads the queries half as often. 128 × 128 [spills](../glossary.md#spill).
+#
+# A program for queries holds one accumulator. With 128 queries and eight warps `dq` takes 64 registers a thread, `p` and `dp` another 64, and shared memory holds three stages of keys and values beside `q` and `do`, 160 KiB in all. At $D = 64$ registers decide how many programs fit an SM, its [occupancy](../glossary.md#occupancy): three of 128 threads each share 65,536, so that a thread may have 168. The kernel for keys takes more. If causal it is bound to 168, and spills some values for the sake of a third program. Which tile is best? The table below compares some at $D = 128$.
 #
 # ## Launch
 #
@@ -589,11 +583,12 @@ def bench(measure):
 
     for head_dim, causal in ((128, False), (128, True), (64, False), (64, True)):
         found = []
-        for seq_len in (1024, 2048, 4096, 16384):
+        for seq_len in (1024, 4096, 16384):
             q, k, v, do = inputs(16384 // seq_len, 16, seq_len, head_dim)
-            peers = ("triton", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient")
+            peers = ("triton", "sdpa_cudnn", "sdpa_flash")
             calls = {provider: gradient(provider, q, k, v, do, causal) for provider in peers}
-            found += rows(q, k, causal, measure(calls, hot=seq_len == 4096))
+            hot = (head_dim, causal, seq_len) == (128, False, 4096)
+            found += rows(q, k, causal, measure(calls, hot=hot))
         kind, heads = "causal" if causal else "full", f"16,384 tokens × 16 heads × {head_dim}"
         yield benchmark(f"d{head_dim}_{kind}", f"{kind}, {heads}, bfloat16", found)
 
@@ -622,7 +617,7 @@ def bench(measure):
     yield benchmark("steps", "kernel by kernel, 4 × 16 heads × 4,096 × 128, bfloat16", found)
 
     found = []
-    for seq_len in (1024, 2048, 4096, 8192, 16384, 32768):
+    for seq_len in (1024, 2048, 4096, 8192, 16384):
         *x, do = inputs(1, 8, seq_len, 128)
         found += rows(*x[:2], False, measure({
             "triton": lambda x=x, do=do: torch.autograd.grad(flash_attention(*x), x, do),
@@ -632,7 +627,7 @@ def bench(measure):
     yield benchmark("memory", "with its forward, 8 heads × 128, bfloat16", found, None)
 
 # %% [markdown]
-# {{ figure("flash_backward_d128_full", providers=["triton", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient"], caption="D = 128, full: ahead of flash attention 2 at every length; at 4,096 tokens cuDNN leads.") }}
+# {{ figure("flash_backward_d128_full", caption="D = 128, full: ahead of flash attention 2 at every length; at 4,096 tokens cuDNN leads.") }}
 #
 # {% for name in ["flash_backward_d128_full", "flash_backward_d128_causal", "flash_backward_d64_full", "flash_backward_d64_causal"] %}
 # {% for r in rows(name, provider="triton") %}{{ claim(r.ms < row(name, provider="sdpa_flash", seq_len=r.seq_len).ms) }}{% endfor %}

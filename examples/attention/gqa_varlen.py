@@ -243,7 +243,7 @@ def flash_attention_varlen_kernel(
 # %% [markdown]
 # ## The backward
 #
-# Two kernels, two owners. The one for $dQ$ runs first and leaves $\delta$. The one for keys has a single loop over heads and tiles, so that the first tile of the next head is loaded while the last of this one is multiplied. Without a window it needs no mask: queries past the end add 0. Each turn starts with [both products](flash_attention_backward.py#step-4-tiles-that-fit) of scores. The slope goes into `dp`: then `s` ends with the exponentials.
+# Two kernels, two owners. The one for $dQ$ runs first and leaves $\delta$. The one for keys has a single loop over heads and tiles, so that the first tile of the next head is loaded while the last of this one is multiplied. Without a window it needs no mask: queries past the end add 0. Each turn starts with [both products](flash_attention_backward.py#step-3-keys-first) for the scores. The slope goes into `dp`: then `s` ends with the exponentials.
 
 # %% tags=["copy"]
 @triton.jit
