@@ -293,7 +293,8 @@ def flash_decoding_kernel(
 # run with too few beside them, for half a program's time on average:
 #
 # $$
-# \text{time} \approx \bigl(w + \tfrac12 [w > 1]\bigr) \, \bigl(\lceil \text{blocks} / n \rceil + 2\bigr) ,
+# \text{time} \approx \bigl(w + \tfrac12 [w > 1]\bigr) \,
+# \bigl(\lceil \text{blocks} / n \rceil + 2\bigr) ,
 # $$
 #
 # and `_splits` takes the best $n$. A part has 64 blocks at most, so that one long sequence among
