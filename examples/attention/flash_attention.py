@@ -618,21 +618,12 @@ def bench(measure):
 # {% set ours = row("attention_d128_full", provider="triton", seq_len=4096) %}{% set best = row("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
 # {{ claim(best.ms < 0.97 * ours.ms) }}
 # **cuDNN, at $D = 128$.** It takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time on full attention at 4,096 tokens.
-<<<<<<< HEAD
 # A program issues $QK^\top$, waits for it, computes 128 × 64 exponentials, issues $PV$. While it
 # computes them, the tensor cores have work only from the other program on the multiprocessor, and
 # nobody sees to it that the two take turns. [Flash attention 3](https://arxiv.org/abs/2407.08608) does: one group of warps
 # multiplies while another exponentiates, and each issues its next $QK^\top$ before the softmax of
 # the last. Groups with roles are to be had in `tl`: [the next page](warp_specialization.py) tries them. To put a product
-# under a softmax you need a language that says when to wait for it, such as [Gluon](hopper_attention.py).
-=======
-# Step 2 issues $QK^\top$, waits for it, computes 128 × 64 exponentials, issues $PV$. Meanwhile the
-# tensor cores have work only from another program on the multiprocessor, and nobody sees to it that
-# the two take turns. cuDNN and flash attention 3 do, and issue the next $QK^\top$ before the
-# softmax. In `tl` that does not survive: the compiler moves the scores while the product still
-# runs, and the assembler then waits for every product.
-# In Gluon it does: [Attention on Hopper](hopper_attention.py) passes cuDNN that way.{% set gluon = rec("attention/hopper_attention") %}{{ claim(gluon.row("hopper_d128_full", provider="triton", seq_len=4096).ms < gluon.row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096).ms) }}
->>>>>>> main
+# under a softmax you need a language that says when to wait for it, such as [Gluon](hopper_attention.py), in which it passes cuDNN.{% set gluon = rec("attention/hopper_attention") %}{{ claim(gluon.row("hopper_d128_full", provider="triton", seq_len=4096).ms < gluon.row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096).ms) }}
 #
 # **The exponential, at $D = 64$.** A score costs half the products and the same exponential, of which a multiprocessor does [16 a cycle](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions).
 #

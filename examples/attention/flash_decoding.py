@@ -296,7 +296,7 @@ def flash_decoding_kernel(
 # \bigl(w + \tfrac12 [w > 1]\bigr) \, \bigl(\lceil \text{blocks} / n \rceil + 2\bigr) ,
 # $$
 #
-# and `_splits` takes the best $n$, 128 at most. A part has 64 blocks at most, where 128 parts are
+# and `_splits` takes the best $n$, 128 at most. A part has 128 blocks at most, where 128 parts are
 # enough for that, so that one long sequence among short ones is divided too. `_splits` looks at
 # shapes alone, never at `seq_lens`. To read lengths, the host would have to wait for the GPU. And
 # where a sum is divided decides how it rounds: the same shapes give the same division on the same GPU, so the same bits ([determinism](../glossary.md#determinism)).
@@ -308,10 +308,10 @@ def flash_decoding_kernel(
 # [atomics](../glossary.md#atomic-operation) would need the maximum beforehand, and has no fixed order.
 
 # %% tags=["copy"]
-# head_dim: BLOCK_N, num_warps, num_stages; keys of a block are 16 KiB
-TILES = {64: (128, 4, 3), 128: (64, 4, 3), 256: (32, 4, 3)}
+# head_dim: BLOCK_N, num_warps, num_stages; keys of a block are 16 KiB, at 256 they are 32
+TILES = {64: (128, 2, 3), 128: (64, 2, 3), 256: (64, 4, 2)}
 # programs that keep an SM busy, blocks that a program's start is worth, blocks and parts at most
-PER_SM, START, MOST_BLOCKS, MOST_SPLITS = 2, 2, 64, 128
+PER_SM, START, MOST_BLOCKS, MOST_SPLITS = 2, 2, 128, 128
 
 @functools.lru_cache(maxsize=1024)
 def _splits(pairs: int, blocks: int, sms: int) -> int:
@@ -338,6 +338,7 @@ def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, ear
     block_n, num_warps, num_stages = TILES[head_dim]
     capacity = page_size if table is None else table.shape[1] * page_size
     pairs, group, (sms, can) = batch * n_kv_heads, n_heads // n_kv_heads, _facts(q.device)
+    block_m = max(16, 1 << (group - 1).bit_length())
     n_splits = n_splits or _splits(pairs, math.ceil(capacity / block_n), sms)
     early = early and can and n_splits > 1
     part, lse = out, torch.empty(n_heads * batch * n_splits, dtype=torch.float32, device=q.device)
@@ -348,7 +349,8 @@ def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, ear
         scale * math.log2(math.e), *q.stride()[:2], *k_cache.stride()[:3],
         0 if table is None else table.stride(0), GROUP=group, HEAD_DIM=head_dim,
         PAGE_SIZE=0 if table is None else page_size, BLOCK_N=block_n, EARLY=early,
-        BLOCK_M=max(16, 1 << (group - 1).bit_length()), num_warps=num_warps, num_stages=num_stages,
+        # 64 rows spill in two warps
+        BLOCK_M=block_m, num_warps=max(num_warps, block_m // 16), num_stages=num_stages,
     )  # fmt: skip
     if n_splits > 1:
         size = {"HEAD_DIM": head_dim, "SPLITS": 1 << (n_splits - 1).bit_length()}

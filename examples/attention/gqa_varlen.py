@@ -243,9 +243,7 @@ def flash_attention_varlen_kernel(
 # %% [markdown]
 # ## The backward
 #
-# Two kernels, two owners. The one for $dQ$ runs first and leaves $\delta$. The one for keys has a
-# single loop over heads and tiles, so that the first tile of the next head is loaded while the last
-# of this one is multiplied. Without a window it needs no mask: queries past the end add 0.
+# Two kernels, two owners. The one for $dQ$ runs first and leaves $\delta$. The one for keys has a single loop over heads and tiles, so that the first tile of the next head is loaded while the last of this one is multiplied. Without a window it needs no mask: queries past the end add 0. Each turn starts with [both products](flash_attention_backward.py#step-3-keys-first) for the scores. The slope goes into `dp`: then `s` ends with the exponentials.
 
 # %% tags=["copy"]
 @triton.jit
@@ -274,16 +272,15 @@ def flash_attention_varlen_dq_kernel(
         k = _load(k_desc, first_k, n_k, start_n, head // group)
         v = _load(v_desc, first_k, n_k, start_n, head // group)
         s = tl.dot(q, k.T)
+        dp = tl.dot(do, v.T) - delta[:, None]
         if SOFTCAP:
             s = _tanh(s * scale_in)
+            dp *= 1 - s * s
         p = tl.exp2(s * scale_out - lse)
         if (start_n < all_from) | (start_n + BLOCK_N > all_to):
             keys = start_n + tl.arange(0, BLOCK_N)[None, :]
             p = _seen(p, 0.0, offs_m[:, None], keys, n_k - n_q, n_k, left, right)
-        if SOFTCAP:
-            p *= 1 - s * s
-        ds = p * (tl.dot(do, v.T) - delta[:, None])
-        dq = tl.dot(ds.to(k.dtype), k, dq, out_dtype=FLOAT)
+        dq = tl.dot((p * dp).to(k.dtype), k, dq, out_dtype=FLOAT)
     _store(dq_desc, first_q, n_q, start_m, head, dq * ds_scale)
 
 
@@ -318,18 +315,17 @@ def flash_attention_varlen_dkdv_kernel(
         do = _load(do_desc, first_q, n_q, start_m, head)
         delta = tl.load(delta_ptr + stats)[None, :]
         s = tl.dot(k, q.T)  # [BLOCK_N, BLOCK_M]
+        dp = tl.dot(v, do.T) - delta
         if SOFTCAP:
             s = _tanh(s * scale_in)
+            dp *= 1 - s * s
         p = tl.exp2(s * scale_out - lse)
         if BANDED:
             if (start_m < all_from) | (start_m + BLOCK_M > all_to):
                 rows = start_m + offs_m[None, :]
                 p = _seen(p, 0.0, keys, rows, n_q - n_k, n_q, right, left)
         dv = tl.dot(p.to(do.dtype), do, dv, out_dtype=FLOAT)
-        if SOFTCAP:
-            p *= 1 - s * s
-        ds = p * (tl.dot(v, do.T) - delta)
-        dk = tl.dot(ds.to(q.dtype), q, dk, out_dtype=FLOAT)
+        dk = tl.dot((p * dp).to(q.dtype), q, dk, out_dtype=FLOAT)
     _store(dv_desc, first_k, n_k, start_n, kv_head, dv)
     _store(dk_desc, first_k, n_k, start_n, kv_head, dk * ds_scale)
 
@@ -341,8 +337,8 @@ def flash_attention_varlen_dkdv_kernel(
 # with a soft-cap, whose BLOCK_M divides the others: they read whole tiles of lse and delta
 TILES = {
     32: ((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 1)),
-    64: ((64, 128, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
-    128: ((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 1)),
+    64: ((128, 64, 4, 3), (64, 64, 4, 3), (32, 64, 4, 3), (32, 64, 4, 3)),
+    128: ((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (32, 64, 4, 3)),
     256: ((128, 64, 8, 2), (64, 64, 8, 2), (32, 64, 8, 1), (32, 64, 8, 1)),
 }
 # rows of lse and delta come in slots of so many: a multiple of every BLOCK_M
@@ -617,7 +613,7 @@ def bench(measure):
     ragged = [(ragged_lengths(n), -1) for n in (4, 16, 64)]
     bands = [([16384], window - 1) for window in (256, 1024, 4096, 16384)]
     plans = [("dense", "seq_len", "forward", even), ("dense", "seq_len", "both", even[1:2])]
-    plans += [("ragged", "n_seqs", mode, ragged) for mode in ("forward", "both")]
+    plans += [("ragged", "n_seqs", "forward", ragged), ("ragged", "n_seqs", "both", ragged[1:2])]
     for name, x, mode, sizes in [*plans, ("window", "window", "forward", bands)]:
         found, both = [], mode == "both"
         for lengths, window in sizes:
@@ -625,18 +621,21 @@ def bench(measure):
             if name == "dense":
                 cases |= {"triton_repeated": ours(lengths, repeat=4)}
                 cases |= {"triton_mha": ours(lengths, kv_heads=32)}
+                cases |= {"sdpa_flash": sdpa(lengths, "flash")}
             else:
                 cases |= {"torch_varlen": torch_varlen(lengths, window)}
                 cases |= {"flex": flex(lengths, window)}
-            if name == "window":
-                cases |= {"triton_softcap": ours(lengths, window, 30.0)}
-                cases |= {"flex_softcap": flex(lengths, window, 30.0)}
-            else:
-                cases |= {f"sdpa_{of}": sdpa(lengths, of) for of in ("cudnn", "flash")}
             if name == "ragged":
                 cases |= {"triton_sorted": ours(sorted(lengths)[::-1])}
                 cases |= {"triton_padded": ours([max(lengths)] * len(lengths))}
-                cases |= {} if both else {"flex_mask": (partial(block_mask, lengths), [])}
+                if len(lengths) == 16 and not both:
+                    cases |= {"flex_mask": (partial(block_mask, lengths), [])}
+            if name == "window":
+                cases |= {"triton_softcap": ours(lengths, window, 30.0)}
+                # each of flex's kernels takes seconds to compile
+                cases |= {"flex_softcap": flex(lengths, window, 30.0)} if window == 16383 else {}
+            else:
+                cases |= {"sdpa_cudnn": sdpa(lengths, "cudnn")}
             found += rows(lengths, window, both, cases)
         about = {"name": f"gqa_varlen_{name}_{mode}", "x": x, "dtype": "bfloat16", "mode": mode}
         about["title"] = f"{name.title()}, 16,384 tokens × 32 / 8 heads × 128, {mode}, bfloat16"
@@ -655,16 +654,16 @@ def bench(measure):
 # {% set ours = row("gqa_varlen_ragged_both", provider="triton", n_seqs=16) %}{% set padded = row("gqa_varlen_ragged_both", provider="triton_padded", n_seqs=16) %}{% set mask = row("gqa_varlen_ragged_forward", provider="flex_mask", n_seqs=16) %}{% for r in rows("gqa_varlen_ragged_forward", provider="triton") + rows("gqa_varlen_ragged_both", provider="triton") %}{{ claim(r.ms < row("gqa_varlen_ragged_" ~ r.benchmark.mode, provider="flex", n_seqs=r.n_seqs).ms) }}{% endfor %}{{ claim(padded.ms > 3 * ours.ms and padded.peak_bytes > 2 * ours.peak_bytes) }}
 # For forward and backward of 16 sequences this kernel, padded, takes {{ (padded.ms / ours.ms) | times }} the time, and {{ padded.peak_bytes | bytes }} of memory in place of {{ ours.peak_bytes | bytes }}. *flex* is PyTorch's FlexAttention: it compiles a mask written in Python into its kernel, and skips blocks that a table marks as hidden. Making the table takes {{ mask.ms | ms }} a batch, which is not counted here.
 #
-# {{ table("gqa_varlen_ragged_both", columns=["n_seqs", "provider", "ms", "tflops", "peak_bytes"]) }}
+# {{ table("gqa_varlen_ragged_both", columns=["provider", "ms", "tflops", "peak_bytes"]) }}
 #
-# {{ figure("gqa_varlen_window_forward", y="ms", logy=True, caption="One sequence of 16,384 tokens: the time follows the window, hence the blocks that are visited.") }}
+# {{ figure("gqa_varlen_window_forward", y="ms", logy=True, providers=["triton", "triton_softcap", "torch_varlen", "flex"], caption="One sequence of 16,384 tokens: the time follows the window, hence the blocks that are visited.") }}
 #
 # ## Where it loses, and why
 #
 # {% set all = row("gqa_varlen_window_forward", provider="triton", window=16384) %}{% set capped = row("gqa_varlen_window_forward", provider="triton_softcap", window=16384) %}{% for r in rows("gqa_varlen_window_forward", provider="triton") %}{{ claim(r.ms < row("gqa_varlen_window_forward", provider="flex", window=r.window).ms) }}{% endfor %}{{ claim(row("gqa_varlen_window_forward", provider="triton", window=1024).ms < all.ms / 4 and capped.ms > all.ms) }}{{ claim(row("gqa_varlen_dense_both", provider="sdpa_cudnn").ms < row("gqa_varlen_dense_both", provider="triton").ms) }}
 # {% set best = row("gqa_varlen_dense_both", provider="sdpa_cudnn") %}**cuDNN, where nothing is ragged**, needs {{ (best.ms / row("gqa_varlen_dense_both", provider="triton").ms * 100) | pct }} of the time, as on the [pages](flash_attention.py#where-it-loses-and-why) [before](flash_attention_backward.py#where-it-loses-and-why).
 #
-# **The soft-cap** takes the forward of 16,384 tokens from {{ all.ms | ms }} to {{ capped.ms | ms }}. **Order**: if a long sequence comes last, its last tiles run on a chip that is otherwise idle; *sorted* has the longest first. **Few heads of keys**: a program for $dK$ serves a whole group, so a small batch with few heads has fewer such programs than the chip has room for.
+# **The soft-cap** takes the forward of 16,384 tokens from {{ all.ms | ms }} to {{ capped.ms | ms }}, flex's from {{ row("gqa_varlen_window_forward", provider="flex", window=16384).ms | ms }} to {{ row("gqa_varlen_window_forward", provider="flex_softcap").ms | ms }}. **Order**: if a long sequence comes last, its last tiles run on a chip that is otherwise idle; *sorted* has the longest first. **Few heads of keys**: a program for $dK$ serves a whole group, so a small batch with few heads has fewer such programs than the chip has room for.
 #
 # ## What to remember
 #
