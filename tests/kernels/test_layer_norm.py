@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 # around each change of kernel, and beyond
-WIDTHS = [1, 2, 5, 16, 17, 127, 128, 257, 513, 1000, 1023, 1024, 4097, 8193, 16385]
+WIDTHS = [1, 2, 5, 16, 17, 127, 128, 257, 513, 1000, 1023, 1024, 2400, 4097, 4800]
+WIDTHS += [8193, 16385, 16648]
 
 
 def exact(x, weight, bias, dy, eps=1e-5):
