@@ -13,8 +13,7 @@
 #
 # ## What it costs
 #
-# One sequence of 8,192 tokens; 32 heads of queries share 8 of keys and values, as in many models
-# ([GQA](../glossary.md#gqa)); $D = 128$, 16-bit numbers:
+# One sequence of 8,192 tokens; 32 heads of queries share 8 of keys and values, as in many models ([GQA](../glossary.md#gqa)); $D = 128$, 16-bit numbers:
 #
 # {% set read = row("decoding_b1", provider="triton_read", seq_len=8192) %}
 # | | amount | time on the {{ env.gpu }} of this page |
@@ -65,9 +64,7 @@ def flash_decoding_reference(q, k_cache, v_cache, seq_lens, *, block_table=None,
 # %% [markdown]
 # ## Step 1: one program a head
 #
-# With one row of queries there is no matrix product left: a score is a row of $K$ times `q`,
-# summed. The rest is the [online softmax](../glossary.md#online-softmax), in powers of 2. `_keys` says which keys are a program's
-# own, for now (`n_splits = 1`) all of its head's; the log-sum-exp that it stores is for step 2.
+# With one row of queries there is no matrix product left: a score is a row of $K$ times `q`, summed. The rest is the [online softmax](../glossary.md#online-softmax), in powers of 2. `_keys` says which keys are a program's own, for now (`n_splits = 1`) all of its head's; the log-sum-exp that it stores is for step 2.
 
 # %% tags=["copy"]
 @triton.jit

@@ -9,18 +9,12 @@
 #
 # # Reductions: many numbers become one
 #
-# A loss adds up a batch, a bias gradient adds up rows, a token is the largest of 128,256 logits.
-# Here one output depends on a billion inputs, and [programs](../glossary.md#program) neither wait
-# for each other nor run in a fixed order. **Who adds what to what, how fast, and will the result be
-# the same tomorrow?**
+# A loss adds up a batch, a bias gradient adds up rows, a token is the largest of 128,256 logits. Here one output depends on a billion inputs, and [programs](../glossary.md#program) neither wait for each other nor run in a fixed order. **Who adds what to what, how fast, and will the result be the same tomorrow?**
 #
 # ## What a reduction must cost
 #
 # {% set read = row("row_sum", provider="triton_read", n_cols=16384) -%}
-# The sums of 32,768 rows of 16,384 bfloat16 numbers read {{ read.bytes | bytes }} and write 64 KiB. A
-# copy, this site's usual [ceiling](../glossary.md#ceiling), is the wrong yardstick: half its bytes
-# are writes, and those of a small copy stay in [L2](../glossary.md#l2). The right one is a
-# **read**: the fastest kernel found that loads as many bytes, and stores one word for each 4,096. It reads {{ read.tbps | n(2) }} TB/s; a copy moves {{ copy_tbps(read.bytes) | n(2) }}.{{ claim(read.tbps > copy_tbps(read.bytes)) }}
+# The sums of 32,768 rows of 16,384 bfloat16 numbers read {{ read.bytes | bytes }} and write 64 KiB. A copy, this site's usual [ceiling](../glossary.md#ceiling), is the wrong yardstick: half its bytes are writes, and those of a small copy stay in [L2](../glossary.md#l2). The right one is a **read**: the fastest kernel found that loads as many bytes, and stores one word for each 4,096. It reads {{ read.tbps | n(2) }} TB/s; a copy moves {{ copy_tbps(read.bytes) | n(2) }}.{{ claim(read.tbps > copy_tbps(read.bytes)) }}
 
 # %% tags=["copy"]
 import torch
@@ -47,9 +41,7 @@ def read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
 #   for another; the tree comes once, at the end. Where rows are short, a program takes several.
 # - **Within the thread first.** A thread loads 16 bytes at once, 8 bfloat16 numbers. As an axis of
 #   their own these are added first, so that accumulators take an eighth of the [registers](../glossary.md#register).
-# - **Whole vectors.** A row of 1,823 numbers begins anywhere, and a [mask](../glossary.md#mask)
-#   that cuts a vector makes the compiler load element by element. So the loop takes whole vectors
-#   of the row, and a small block takes the few numbers at its ends, as in [softmax](softmax.py).
+# - **Whole vectors.** A row of 1,823 numbers begins anywhere, and a [mask](../glossary.md#mask) that cuts a vector makes the compiler load element by element. So the loop takes whole vectors of the row, and a small block takes the few numbers at its ends, as in [softmax](softmax.py).
 #
 # {{ diagram("reductions_tile") }}
 #
@@ -169,24 +161,31 @@ def row_max_kernel(
 
 # %%
 @triton.jit
-def row_logsumexp_kernel(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
-    x_ptr += tl.program_id(0).to(tl.int64) * n_cols
-    row_max, acc = -1e38, tl.zeros((BLOCK // VECTOR,), tl.float32)
+def row_logsumexp_kernel(
+    x_ptr, out_ptr, n_rows, n_cols, ROWS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    row_max = tl.full((ROWS, 1), -1e38, tl.float32)
+    acc = tl.zeros((ROWS, BLOCK // VECTOR), tl.float32)
     for start in range(0, n_cols, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + cols, mask=cols < n_cols, other=-float("inf")).to(tl.float32)
-        new_max = tl.maximum(row_max, tl.max(x, axis=0))
+        cols = start + tl.arange(0, BLOCK)[None, :]
+        mask = (rows < n_rows) & (cols < n_cols)
+        x = tl.load(x_ptr + rows * n_cols + cols, mask=mask, other=-float("inf")).to(tl.float32)
+        new_max = tl.maximum(row_max, tl.max(x, axis=1)[:, None])
         e = tl.exp2((x - new_max) * 1.4426950408889634)
         acc *= tl.exp2((row_max - new_max) * 1.4426950408889634)
-        acc += tl.sum(tl.reshape(e, (BLOCK // VECTOR, VECTOR)), axis=1)
+        acc += tl.sum(tl.reshape(e, (ROWS, BLOCK // VECTOR, VECTOR)), axis=2)
         row_max = new_max
-    lse = row_max + tl.log2(tl.sum(acc, axis=0)) * 0.6931471805599453
-    tl.store(out_ptr + tl.program_id(0), lse)
+    lse = row_max + tl.log2(tl.sum(acc, axis=1)[:, None]) * 0.6931471805599453
+    tl.store(out_ptr + rows, lse, mask=rows < n_rows)
 
 def row_logsumexp(x):
     """Over the rows of a contiguous matrix, float32."""
-    out, block = torch.empty(len(x), device=x.device), 16384 // x.element_size()
-    row_logsumexp_kernel[(len(x),)](x, out, x.shape[1], BLOCK=block, VECTOR=_vector(x), num_warps=8)
+    (n_rows, n_cols), tile = x.shape, 16384 // x.element_size()
+    block = max(16, min(triton.next_power_of_2(n_cols), tile))
+    # idle lanes would take exponentials too, so short rows share a program
+    rows, out = tile // block, torch.empty(n_rows, device=x.device)
+    row_logsumexp_kernel[(triton.cdiv(n_rows, rows),)](
+        x, out, n_rows, n_cols, ROWS=rows, BLOCK=block, VECTOR=_vector(x), num_warps=8)
     return out
 
 # %% [markdown]
@@ -617,8 +616,6 @@ if __name__ == "__main__":
 #   {{ (read[4].ms / ours[4].ms * 100) | pct }} of its speed: the launch that zeroes the count comes first, counting and fetching the sums come last.{{ claim(read[4].ms / ours[4].ms >= 0.82) }}
 #   {% set compiled = row("full_sum", provider="torch_compile", n=2**24) -%}
 #   torch.compile takes {{ (100 - compiled.ms / ours[3].ms * 100) | pct }} less time for 2²⁴ numbers, and less for every size up to 2²⁶ but 2²⁰.{{ claim(compiled.ms < 0.97 * ours[3].ms) }}{% for r in ours[:5] %}{{ claim((row("full_sum", provider="torch_compile", n=r.n).ms < r.ms) == (r.n != 2**20)) }}{% endfor %} The host needs {{ ours[3].host_us | n(0) }} µs a call, torch's, which is C++, {{ row("full_sum", provider="torch", n=2**24).host_us | n(0) }}; column sums, two launches, {{ row("column_sum", provider="triton", n_cols=8192).host_us | n(0) }}.
-# {% set few, many = row("logsumexp", provider="triton", n_cols=4096), row("logsumexp", provider="torch_compile", n_cols=4096) -%}
-# - **Log-sum-exp of 4,096 columns** takes {{ few.ms | ms }}, torch.compile's {{ many.ms | ms }}: a block is always 8,192 lanes, half of them idle here, and idle lanes take exponentials too.{{ claim(many.ms < few.ms) }}
 # - **Maxima of short rows**: {{ (row("row_max", provider="triton_read", n_cols=256).ms / row("row_max", provider="triton", n_cols=256).ms * 100) | pct }} of a read's speed at 256 columns. Each row writes 10 bytes for the 512 that it reads, 8 of them for the column (int64, as torch's), and after the loop come two trees and one more load, of the best vector.
 # - **Columns, where 8 does not divide the width**, in bfloat16: each element is loaded by itself.
 #

@@ -174,11 +174,14 @@ def test_gradients(lecture, device):
         assert not lecture.reduce_sum(x, 0).requires_grad
 
 
-def test_logsumexp(lecture, device):
-    x = randn(5, 300, device=device) * 50
-    x[1] = -torch.inf
-    x[2, 7:] = -torch.inf
-    torch.testing.assert_close(lecture.row_logsumexp(x), x.logsumexp(-1), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (70, 9), (5, 300), (3, 1824), (2, 4097)], ids=str)
+def test_logsumexp(lecture, device, shape, dtype):
+    x = (randn(*shape, device=device) * 50).to(dtype)
+    x[1:2] = -torch.inf
+    x[2:3, 7:] = -torch.inf
+    want = x.float().logsumexp(-1)
+    torch.testing.assert_close(lecture.row_logsumexp(x), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
