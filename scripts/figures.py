@@ -8,6 +8,7 @@ their lines, pushed apart, in a margin that holds no data.
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Iterable
 from itertools import pairwise
@@ -215,7 +216,7 @@ def _lines(chart: Chart) -> str:
     if chart.y == "peak_bytes":
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: rows.format_bytes(value)))
     elif chart.logy:
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        _set_log_ticks(ax.yaxis)
     ax.set_xlabel(chart.benchmark.x)
     ax.set_title(chart.label, loc="left")
     ax.grid(True)
@@ -235,6 +236,20 @@ def _set_size_ticks(ax, chart: Chart) -> None:
             kept[x] = at, width, text
     ax.set_xticks(list(kept), [text for *_, text in kept.values()])
     ax.xaxis.set_minor_locator(NullLocator())
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten from low to high and, where there are few, multiples of them as well."""
+    steps = (1,) if high > 100 * low else (1, 2, 5) if high > 5 * low else range(1, 10)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    return [tick for tick in [*ticks, 10.0**powers.stop] if low <= tick <= high]
+
+
+def _set_log_ticks(axis) -> None:
+    # matplotlib's own are powers of ten as formulas, and where few fit it puts more between them
+    axis.set_ticks(ticks := log_ticks(*axis.get_view_interval()), [f"{tick:,g}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
 
 
 def spread(wanted: list[float], heights: list[float], low: float, high: float) -> list[float]:
@@ -306,6 +321,8 @@ def _bars(chart: Chart) -> str:
     if chart.logy:
         ax.set_xscale("log")
     ax.margins(x=0.16)
+    if chart.logy:
+        _set_log_ticks(ax.xaxis)
     fig.suptitle(chart.label, x=0.02, ha="left", fontsize="medium", color=LIGHT["muted"])
     ax.grid(True, axis="x")
     return _write(fig)

@@ -527,6 +527,14 @@ def test_the_suite_on_the_gpu_is_shown(repository):
     assert "code since changed" in shown
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(18, 125, [20, 50, 100]), (0.9, 9, [1, 2, 5]), (3, 4.5, [3, 4]), (0.5, 200, [1, 10, 100])],
+)
+def test_ticks_of_a_logarithmic_axis(low, high, ticks):
+    assert figures.log_ticks(low, high) == ticks
+
+
 def test_labels_do_not_overlap():
     centres = figures.spread([10, 11, 12, 90], [6, 6, 12, 6], 0, 100)
     assert centres == sorted(centres)
