@@ -63,6 +63,7 @@ def facts(kernel) -> dict:
         command += ["-o", source.with_suffix(".cubin")]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return {
+        "threads": 32 * kernel.metadata.num_warps,
         "shared": kernel.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": ptx.count("mma.sync"),

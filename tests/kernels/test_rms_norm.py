@@ -25,10 +25,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 # around each change of kernel, and beyond
 WIDTHS = [1, 2, 127, 128, 129, 255, 1000, 1823, 4097, 8193, 16400, 32769, 32776, 40960]
 
-# long rows: dtype, columns, gap between rows, with a residual
-LONG = list(
+# rows walked twice: dtype, columns, gap between rows, with a residual
+TWICE = list(
     itertools.product((torch.float32, torch.bfloat16), (65536, 65000, 65001), (0, 3), (False, True))
-)
+) + [(torch.bfloat16, n_cols, 0, False) for n_cols in (8192, 16384)]
 
 
 def compile_all() -> list:
@@ -37,7 +37,7 @@ def compile_all() -> list:
     import rms_norm as lecture
 
     found = launched(lecture, "rms_norm_kernel")
-    for dtype, n_cols, gap, added in LONG:
+    for dtype, n_cols, gap, added in TWICE:
         x = torch.empty(4, n_cols + gap, dtype=dtype)[:, :n_cols]
         y, h, residual = torch.empty_like(x), *((x, x) if added else (None, None))
         lecture.rms_norm_forward(x, residual, y[0], 1e-6, y, h)
@@ -45,9 +45,9 @@ def compile_all() -> list:
 
 
 @pytest.mark.interpreter  # a GPU's tests compile and run them
-def test_two_programs_of_a_long_row_fit_an_sm():
-    for variant, kernel in zip(LONG, run_as_script(__file__), strict=True):
-        assert kernel["registers"] <= 32 and kernel["spills"] == 0, variant
+def test_two_programs_that_walk_twice_fit_an_sm():
+    for variant, kernel in zip(TWICE, run_as_script(__file__), strict=True):
+        assert kernel["threads"] * kernel["registers"] <= 32768 and kernel["spills"] == 0, variant
 
 
 def randn(*shape, device, dtype=torch.float32):
