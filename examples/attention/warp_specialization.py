@@ -337,6 +337,8 @@ def bench(measure):
 # {% for r in rows("roles_shared") %}{{ claim((r.wrong > 0) == (r.provider == "triton_roles" and r.neighbours > 0)) }}{% endfor %}{% set bad = row("roles_shared", provider="triton_roles", neighbours=2) %}
 # With roles, beside neighbours, one launch in {{ (bad.launches / bad.wrong) | n(0) }} is wrong, and nothing says so. The tool was not to blame. Nor are descriptors made in the kernel, or the persistent loop: without the word the same lines come through, and so do torch's two kernels. What the compiler made of the word is to blame. Where in it, we do not know.
 #
+# The tool's other half, racecheck, reports [hazards](../results.md#are-the-kernels-right) as well, all of one kind: the first warps write into shared memory which role the others shall take, and those read it. But in the machine code a barrier for all threads stands between such a write and the read, and another before the next write. So this is likely a false alarm, and not the answer.
+#
 # A kernel that fails beside a neighbour is not one to copy: on a server the neighbour is a second
 # worker, on a desktop the screen. So `flash_attention` does without the word, and the
 # [next page](hopper_attention.py) gives out the roles by hand.
