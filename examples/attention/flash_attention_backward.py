@@ -102,7 +102,7 @@ if __name__ == "__main__":
 #
 # ## What the forward must leave
 #
-# Flash attention's kernel, with three changes. The log-sum-exp stays in powers of 2, as the kernel has it: then $P = 2^{S \tau \log_2 e - L}$ is one multiply-add and one `exp2` an element. Each head's `lse` has room for whole tiles (`padded` rows), so that loading it takes no [mask](../glossary.md#mask). And in the [interpreter](../glossary.md#interpreter) the kernel also takes float64, and sums in it (`FLOAT`): `gradcheck` needs that.
+# Flash attention's kernel, with three changes. The log-sum-exp stays in powers of 2, as the kernel has it: then $P = 2^{S \tau \, \log_2 e - L}$ is one multiply-add and one `exp2` an element. Each head's `lse` has room for whole tiles (`padded` rows), so that loading it takes no [mask](../glossary.md#mask). And in the [interpreter](../glossary.md#interpreter) the kernel also takes float64, and sums in it (`FLOAT`): `gradcheck` needs that.
 #
 # Every query of a tile sees all keys before `full`, and none sees a key from `stop` on. The blocks
 # between compare positions, in `_seen`. If causal, the longest tiles of a head start first.
