@@ -19,7 +19,7 @@
 #
 # $S$ and $P$ have $N^2$ entries each, $Q$, $K$, $V$ and $O$ have $N D$. At 4,096 tokens and
 # $D = 128$ each of the two in the middle is 32 times as large as any of the others, and nobody
-# wants to keep them. **Must they ever be stored?**
+# wants to keep them in memory. **Must they ever be stored?**
 #
 # ## What it costs
 #
