@@ -23,6 +23,8 @@ from scripts.templates import Templates
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.S)
 _NEXT = re.compile(r"\bNext:\s+\[[^\]]*\]\((?P<path>[\w/.]+)\.py\)")
+# what Jinja2 replaces, a number for the reader or nothing
+_TEMPLATE = re.compile(r"{{.*?}}|{%.*?%}|{##.*?##}", re.S)
 WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 25
 
 
@@ -72,7 +74,8 @@ class Lecture:
     @cached_property
     def minutes(self) -> int:
         """Reading time."""
-        words = sum(len(c.source.split()) for c in self.cells if c.kind == "markdown")
+        prose = (_TEMPLATE.sub("", c.source) for c in self.cells if c.kind == "markdown")
+        words = sum(len(text.split()) for text in prose)
         lines = sum(c.source.count("\n") for c in self.cells if c.kind == "code")
         return max(1, round(words / WORDS_A_MINUTE + lines / CODE_LINES_A_MINUTE))
 

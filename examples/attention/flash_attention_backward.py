@@ -9,10 +9,7 @@
 #
 # # Flash attention, backward: computed twice, stored never
 #
-# [Flash attention](flash_attention.py) gives the output without ever storing the scores. Training
-# needs more: from $dO$, the gradient of a loss with respect to the output, it computes the
-# gradients with respect to $Q$, $K$ and $V$. Every formula for them contains the matrix of weights
-# $P$, $N^2$ numbers a head, which the forward pass threw away. **Should it have kept them?**
+# [Flash attention](flash_attention.py) gives the output without ever storing the scores. Training needs more: from $dO$, the gradient of a loss with respect to the output, it computes the gradients with respect to $Q$, $K$ and $V$. Every formula for them contains the matrix of weights $P$, $N^2$ numbers a head, which the forward pass threw away. **Should it have kept them?**
 #
 # ## What it costs
 #
@@ -25,10 +22,8 @@
 # | all five products of the backward pass, this one included, $10 N^2 D$ | 21.5 GFLOP | {{ (10 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} |
 # | $Q, K, V, O, dO$ read, $dQ, dK, dV$ written, $16 N D$ bytes | {{ (16 * 4096 * 128) | bytes }} | {{ copy_ms(16 * 4096 * 128) | ms }} |
 #
-# {{ claim(copy_ms(4 * 4096**2) > 2 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) }}
-# Computing $P$ again takes less time than moving it, and no memory: for 16 heads of 16,384 tokens
-# $P$ is 8 GiB. So the forward pass keeps one number for each row, and the backward pass
-# [recomputes](../glossary.md#recomputation) $P$ from it and $QK^\top$, the first of its five products. The forward pass has two.
+# {{ claim(0.2 < 2 * 4096**2 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9 / copy_ms(4 * 4096**2) < 0.3) }}
+# No: computing $P$ again takes a quarter of the time of moving it, and no memory. For 16 heads of 16,384 tokens $P$ is 8 GiB. So the forward pass keeps one number for each row, and the backward pass [recomputes](../glossary.md#recomputation) $P$ from it and $QK^\top$, the first of its five products. The forward pass has two.
 
 # %% tags=["copy"]
 import math
@@ -41,10 +36,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 # %% [markdown]
 # ## The reference
 #
-# Attention as before, except that there may be fewer or more keys than queries, as in *cross
-# attention* or with a cache. The last query then has the place of the last key: of $N_q$ queries
-# and $N_k$ keys, a causal query $i$ sees keys up to $i + N_k - N_q$, which may be none. The
-# gradient to compare with is what autograd makes of this function.
+# Attention as before, except that there may be fewer or more keys than queries, as in *cross attention* or with a [cache](../glossary.md#kv-cache). The last query then has the place of the last key: of $N_q$ queries and $N_k$ keys, a causal query $i$ sees keys up to $i + N_k - N_q$, which may be none. The gradient to compare with is what autograd makes of this function.
 
 # %%
 def flash_attention_reference(q, k, v, *, causal=False, scale=None):
@@ -103,16 +95,14 @@ if __name__ == "__main__":
         print(f"{name:>16}:", "  ".join(f"{x:6.3f}" for x in ds.tolist()))
 
 # %% [markdown]
-# The sum is 0: raising all scores of a row by the same amount changes no weight.
+# $\delta$ is 4, the output. More weight on a value of 4 would change nothing, on 6 raise the
+# output, on 2 lower it. The sum is 0: raising all scores of a row alike changes no weight.
 #
 # {{ diagram("flash_backward_products") }}
 #
 # ## What the forward must leave
 #
-# Flash attention's kernel, with three changes. The log-sum-exp stays in powers of 2, as the
-# kernel has it: then $P = 2^{S \tau \log_2 e - L}$ is one multiply-add and one `exp2` an element.
-# Each head's `lse` has room for whole tiles (`padded` rows), so that loading it takes no [mask](../glossary.md#mask). And in
-# the [interpreter](../glossary.md#interpreter) the kernel also takes float64, and sums in it (`FLOAT`): `gradcheck` needs that.
+# Flash attention's kernel, with three changes. The log-sum-exp stays in powers of 2, as the kernel has it: then $P = 2^{S \tau \, \log_2 e - L}$ is one multiply-add and one `exp2` an element. Each head's `lse` has room for whole tiles (`padded` rows), so that loading it takes no [mask](../glossary.md#mask). And in the [interpreter](../glossary.md#interpreter) the kernel also takes float64, and sums in it (`FLOAT`): `gradcheck` needs that.
 #
 # Every query of a tile sees all keys before `full`, and none sees a key from `stop` on. The blocks
 # between compare positions, in `_seen`. If causal, the longest tiles of a head start first.
@@ -183,10 +173,7 @@ def flash_attention_kernel(
 # %% [markdown]
 # ## Step 1: one kernel, and a sum without an owner
 #
-# $dK$ and $dV$ of a key are sums over all queries, $dQ$ of a query is one over all keys. Exchange
-# the roles in the forward: a [program](../glossary.md#program) owns a tile of keys, walks over the queries and keeps `dk`
-# and `dv` in [registers](../glossary.md#register). From each tile of $dS$ it can also compute a part of those queries' $dQ$.
-# But no program owns that sum. Each *adds* its part in memory, [atomically](../glossary.md#atomic-operation).
+# $dK$ and $dV$ of a key are sums over all queries, $dQ$ of a query is one over all keys. Exchange the roles in the forward: a [program](../glossary.md#program) owns a tile of keys, walks over the queries and keeps `dk` and `dv` in [registers](../glossary.md#register). From each tile of $dS$ it can also compute a part of those queries' $dQ$. But no program owns that sum. Each *adds* its part in memory, [atomically](../glossary.md#atomic-operation).
 
 # %%
 @triton.jit
@@ -287,7 +274,7 @@ def flash_attention_dq_kernel(
 # %% [markdown]
 # ## Step 3: keys first
 #
-# In step 1 a tile of $S$ has a row for each query, and the sums over queries need $P$ and $dS$ transposed. That is not free. A tensor core takes its left factor from registers in the layout in which it returns results, so `p` would do, but `p.T` must pass through [shared memory](../glossary.md#shared-memory). Compute $S^\top = K Q^\top$ and $dP^\top = V dO^\top$ instead, a row for each key: now `p`, `ds` *are* $P^\top$ and $dS^\top$, and stay in registers as the left factors of the sums $dV \mathrel{+}= P^\top dO$ and $dK \mathrel{+}= dS^\top Q$. The right factors lie in shared memory, where tensor cores read a tile either way, `q` as well as `q.T`.
+# In step 1 a tile of $S$ has a row for each query, and the sums over queries need $P$ and $dS$ transposed. That is not free. A tensor core takes its left factor from registers in the layout in which it returns results, so `p` would do, but `p.T` must pass through [shared memory](../glossary.md#shared-memory). Compute $S^\top = K Q^\top$ and $dP^\top = V dO^\top$ instead, a row for each key: now `p`, `ds` *are* $P^\top$ and $dS^\top$, and stay in registers as the left factors of $P^\top dO$ and $dS^\top Q$, which are added to $dV$ and $dK$. The right factors lie in shared memory, where tensor cores read a tile either way, `q` as well as `q.T`.
 #
 # **Where are the masks?** If causal, a tile of keys starts at the first query that sees one of them, and compares positions until one sees all. Full attention needs no mask: queries past the end come from the [descriptor](../glossary.md#descriptor) as zeros and add 0; keys past the end have rows of their own in `dk` and `dv`, which are not stored. The kernel for $dQ$ sums over keys, and does need it: a key past the end has the score 0 and the weight $2^{-L}$. Where $L$ is very low that overflows, and $\infty \cdot 0$ is NaN.
 #
@@ -343,7 +330,7 @@ def flash_attention_dkdv_kernel(
 #
 # A program for keys holds two accumulators, `dk` and `dv`. At $D = 128$ with tiles of 64 × 64 and four [warps](../glossary.md#warp) these are 128 registers a thread, `p` and `dp` another 64, and 255 is the limit. With 97 KiB of shared memory two programs fit an [SM](../glossary.md#sm): one can multiply while the other computes exponentials. With 128 keys and eight warps a thread needs as many registers, and one program fills the SM; it reads the queries half as often. 128 × 128 [spills](../glossary.md#spill).
 #
-# A program for queries holds one accumulator. With 128 queries and eight warps `dq` takes 64 registers a thread, `p` and `dp` another 64, and shared memory holds three stages of keys and values beside `q` and `do`, 160 KiB in all. At $D = 64$ registers decide how many programs fit an SM, its [occupancy](../glossary.md#occupancy): three of 128 threads each share 65,536, so that a thread may have 168. The kernel for keys takes more. If causal it is bound to 168, and spills some values for the sake of a third program. Which tile is best? The table below compares some at $D = 128$.
+# A program for queries holds one accumulator. With 128 queries and eight warps `dq` takes 64 registers a thread, `p` and `dp` another 64, and shared memory holds three stages of keys and values beside `q` and `do`, 160 KiB in all. At $D = 64$ registers decide how many programs fit an SM, its [occupancy](../glossary.md#occupancy): three of 128 threads each share 65,536, so that a thread may have 168. The kernel for keys takes more. If causal it is bound to 168, and spills some values for the sake of a third program. Which tile is best for keys, which for queries? A table below compares four at $D = 128$.
 #
 # ## Launch
 #
@@ -540,10 +527,7 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Is it fast?
 #
-# Sixteen heads, and as many sequences as make 16,384 tokens; the backward pass alone. Before you
-# look: at 4,096 tokens and $D = 128$ the forward reached
-# {{ rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }}
-# TFLOP/s. What will kernels reach that do seven products, when five are counted?
+# Sixteen heads, and as many sequences as make 16,384 tokens; the backward pass alone, [cool](../glossary.md#cool-and-hot). Before you look: at 4,096 tokens and $D = 128$ the forward reached {{ rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }} TFLOP/s. What will kernels reach that do seven products, when five are counted?
 
 # %% tags=["fold"]
 def bench(measure):
@@ -627,12 +611,11 @@ def bench(measure):
     yield benchmark("memory", "with its forward, 8 heads × 128, bfloat16", found, None)
 
 # %% [markdown]
-# {{ figure("flash_backward_d128_full", caption="D = 128, full: ahead of flash attention 2 at every length; at 4,096 tokens cuDNN leads.") }}
+# {{ figure("flash_backward_d128_full", caption="D = 128, full: ahead of SDPA's flash backend, which is flash attention 2, by half or more at every length; behind cuDNN.") }}
 #
-# {% for name in ["flash_backward_d128_full", "flash_backward_d128_causal", "flash_backward_d64_full", "flash_backward_d64_causal"] %}
-# {% for r in rows(name, provider="triton") %}{{ claim(r.ms < row(name, provider="sdpa_flash", seq_len=r.seq_len).ms) }}{% endfor %}
-# {% endfor %}
-# Five sevenths of the forward's rate would be {{ (rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops * 5 / 7) | n(0) }} TFLOP/s. What the kernels reach, and in brackets the share of cuDNN's rate:
+# {{ figure("flash_backward_d128_causal", caption="D = 128, causal: level with cuDNN at 1,024 tokens, behind it from 4,096 on.") }}{% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for r in rows("flash_backward_" ~ kind, provider="triton") %}{{ claim(1.5 * r.ms < row("flash_backward_" ~ kind, provider="sdpa_flash", seq_len=r.seq_len).ms) }}{% if "128" in kind %}{{ claim((row("flash_backward_" ~ kind, provider="sdpa_cudnn", seq_len=r.seq_len).ms < 0.95 * r.ms) == (r.seq_len > 1024 or kind == "d128_full")) }}{% endif %}{% endfor %}{% endfor %}
+#
+# {% set forward = rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096) %}{% set ours, best = row("flash_backward_d128_full", provider="triton", seq_len=4096), row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=4096) %}Five sevenths of the forward's rate would be {{ (forward.tflops * 5 / 7) | n(0) }} TFLOP/s. The kernels reach {{ ours.tflops | n(0) }} ({{ ours.tflops_hot | n(0) }} back to back, at the clock that the power then allows; cuDNN {{ best.tflops_hot | n(0) }}). With all seven products counted that is {{ (ours.tflops * 7 / 5) | n(0) }}: **they multiply faster than the forward.**{{ claim(ours.tflops * 7 / 5 > 1.1 * forward.tflops) }} The forward has an exponential for every two products, and a maximum, a sum and a correction besides. These have one for four products or for three, and nothing to correct. TFLOP/s, and in brackets the share of cuDNN's:
 #
 # | | 1,024 tokens | 4,096 tokens | 16,384 tokens |
 # |---|---|---|---|
@@ -640,31 +623,42 @@ def bench(measure):
 # | {{ label }} {% for n in [1024, 4096, 16384] %}{% set ours = row(name, provider="triton", seq_len=n) %}{% set best = row(name, provider="sdpa_cudnn", seq_len=n) %}| {{ ours.tflops | n(0) }} ({{ (best.ms / ours.ms * 100) | pct }}) {% endfor %}|
 # {% endfor %}
 #
-# Kernel by kernel at 4,096 tokens, rated by the products that each does itself. A name gives the
-# tile, queries × keys, then warps and stages; *first dkdv* is step 1 without its $dQ$:
+# Kernel by kernel, full, at 4,096 tokens and $D = 128$, each rated by the products that it does itself; in bold what the [launch](#launch) takes. In step 1 torch adds up $\delta$ and clears $dQ$, which is counted:
 #
-# {{ table("flash_backward_steps", columns=["provider", "products", "ms", "tflops"]) }}
+# | kernel | queries × keys | warps | stages | products | time | TFLOP/s |
+# |---|---|---|---|---|---|---|
+# {% for name, label in [("first", "step 1"), ("first_dkdv", "step 1 without $dQ$")] %}{% set it = row("flash_backward_steps", provider="triton_" ~ name) %}
+# | {{ label }} | 64 × 64 | 4 | 2 | {{ it.products }} | {{ it.ms | ms }} | {{ it.tflops | n(0) }} |
+# {% endfor %}{% for name, label, best in [("dkdv", "$dK$ and $dV$", "64x64_4_2"), ("dq", "$dQ$", "128x64_8_3")] %}{% for tile in ["64x64_4_1", "64x64_4_2", "128x64_8_3", "64x128_8_2"] %}{% set it = row("flash_backward_steps", provider="triton_" ~ name ~ "_" ~ tile) %}{% set mark = "**" if tile == best else "" %}
+# | {{ label }} | {{ mark ~ tile.split("_")[0].replace("x", " × ") ~ mark }} | {{ tile.split("_")[1] }} | {{ tile.split("_")[2] }} | {{ it.products }} | {{ mark ~ (it.ms | ms) ~ mark }} | {{ it.tflops | n(0) }} |
+# {% endfor %}{% endfor %}{% set first, alone = row("flash_backward_steps", provider="triton_first").ms, row("flash_backward_steps", provider="triton_first_dkdv").ms %}{% set keys, keys1, wide, shared = row("flash_backward_steps", provider="triton_dkdv_64x64_4_2").ms, row("flash_backward_steps", provider="triton_dkdv_64x64_4_1").ms, row("flash_backward_steps", provider="triton_dkdv_64x128_8_2").ms, row("flash_backward_steps", provider="triton_dkdv_128x64_8_3").ms %}{% set queries, halved = row("flash_backward_steps", provider="triton_dq_128x64_8_3").ms, row("flash_backward_steps", provider="triton_dq_64x128_8_2").ms %}
 #
-# {{ figure("flash_backward_memory", y="peak_bytes", logy=True, caption="Forward and backward: with the matrix memory grows fourfold for twice the tokens, without it twofold.") }}
+# - **Steps 1 and 2.** Half of step 1's time goes into one product of five, the one that is added up in memory.{{ claim(0.4 < 1 - alone / first < 0.6) }} Two kernels do all seven in {{ (keys + queries) | ms }}, {{ (first / (keys + queries)) | times }} as fast.{{ claim(first > 2 * (keys + queries)) }}
+# - **Step 3.** The same sums in the same tile take {{ alone | ms }} queries first, {{ keys | ms }} keys first.{{ claim(alone > 1.6 * keys) }} `p` and `ds` no longer pass through shared memory; and of the slower kernel NVIDIA's assembler, which makes the [SASS](../glossary.md#sass), says that its products are "serialized": each waits for the one before.
+# - **Step 4.** One stage for two costs {{ (100 * keys1 / keys - 100) | pct }}: no tile is on its way while another is multiplied. 128 keys and eight warps cost {{ (100 * wide / keys - 100) | pct }}, likely as that program has its SM to itself.{{ claim(keys1 > 1.2 * keys and wide > 1.1 * keys) }}
+# - **Eight warps, 64 rows.** A tensor core product, a [wgmma](../glossary.md#wgmma), takes four warps and gives 64 rows. Where a tile of scores has 64 for eight warps (128 queries for $dK$, 128 keys for $dQ$), Triton lets both halves compute all of $S$ and $dP$, and the kernel for keys spills besides: {{ (shared / keys) | times }} and {{ (halved / queries) | times }} the time of the best.{{ claim(shared > 2 * keys and halved > 1.7 * queries) }} Give each four warps 64 rows of their own.
+#
+# {{ figure("flash_backward_memory", y="peak_bytes", logy=True, caption="Forward and backward, 8 heads: with the matrix memory grows fourfold for twice the tokens, without it twofold.") }}
+#
+# {% set kept, stored = row("flash_backward_memory", provider="triton", seq_len=16384), row("flash_backward_memory", provider="torch_unfused", seq_len=16384) %}{% for r in rows("flash_backward_memory", provider="triton")[1:] %}{{ claim(r.peak_bytes < 2.1 * row("flash_backward_memory", provider="triton", seq_len=r.seq_len // 2).peak_bytes and row("flash_backward_memory", provider="torch_unfused", seq_len=r.seq_len).peak_bytes > 3.8 * row("flash_backward_memory", provider="torch_unfused", seq_len=r.seq_len // 2).peak_bytes) }}{% endfor %}At 16,384 tokens {{ kept.peak_bytes | bytes }} are the output, three gradients and two numbers a row. {{ claim(stored.ms > 2 * kept.ms and kept.peak_bytes < 1.01 * (4 * 16384 * 8 * 256 + 2 * 4 * 16384 * 8)) }}PyTorch, with the matrix, takes {{ stored.peak_bytes | bytes }} and {{ (stored.ms / kept.ms) | times }} the time.
 #
 # ## Where it loses, and why
 #
-# {% set ours = row("flash_backward_d128_full", provider="triton", seq_len=4096) %}{% set best = row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
-# {% set odd = row("flash_backward_odd", provider="triton", seq_len=4097) %}{% set even = row("flash_backward_odd", provider="triton", seq_len=4096, n_keys=4096) %}
-# {{ claim(best.ms < 0.97 * ours.ms and odd.tflops > 0.85 * even.tflops) }}
-# **cuDNN** takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time. Kernels of that rank, such as
-# [flash attention 3](https://arxiv.org/abs/2407.08608), do five products, with $dQ$ added up in memory, and start a product while
-# another runs. Triton's compiler waits for $S$ before it starts $dP$.
+# {% set ours, best = row("flash_backward_d128_full", provider="triton", seq_len=16384), row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=16384) %}**cuDNN, at $D = 128$,** takes {{ (100 * row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=4096).ms / row("flash_backward_d128_full", provider="triton", seq_len=4096).ms) | pct }} of this page's time on full attention at 4,096 tokens, {{ (100 * best.ms / ours.ms) | pct }} at 16,384. No tile makes up for that. To be as fast there, seven products would have to run at {{ (best.tflops * 7 / 5) | n(0) }} TFLOP/s, and a large product of the library alone reaches {{ matmul_tflops("bfloat16", 8192) | n(0) }}.{{ claim(best.tflops * 7 / 5 > 1.03 * matmul_tflops("bfloat16", 8192)) }} Fewer products are the way: [flash attention 3](https://arxiv.org/abs/2407.08608) does five, with $dQ$ added up in memory, and starts a product while another runs, where Triton's compiler waits for $S$ before it starts $dP$. The price is the order of that sum: cuDNN's gradients [may differ from run to run](https://github.com/karpathy/llm.c/pull/652) unless it is asked for the same bits.
 #
-# **Odd lengths** pay for tiles that are not full:
+# {% for n in [1024, 4096, 16384] %}{{ claim((row("flash_backward_d64_causal", provider="triton", seq_len=n).ms < row("flash_backward_d64_causal", provider="sdpa_cudnn", seq_len=n).ms) == (n < 16384)) }}{% endfor %}{% set odd, even, few = row("flash_backward_odd", provider="triton", seq_len=4097), row("flash_backward_odd", provider="triton", seq_len=4096, n_keys=4096), row("flash_backward_odd", provider="triton", n_keys=1024) %}At $D = 64$ the gap is smaller, and causal attention of up to 4,096 tokens is faster here. **Odd lengths** cost little, {{ (100 - 100 * odd.tflops / even.tflops) | pct }} for one token more than whole tiles; {{ claim(odd.tflops > 0.94 * even.tflops and few.tflops < 0.92 * even.tflops) }}**few keys** more, {{ (100 - 100 * few.tflops / even.tflops) | pct }}: a program for $dQ$ then has a short loop, and as much as ever around it:
 #
-# {{ table("flash_backward_odd", columns=["seq_len", "n_keys", "provider", "ms", "tflops"]) }}
+# | queries × keys | TFLOP/s | cuDNN |
+# |---|---|---|
+# {% for m, n in [(4096, 4096), (4000, 4000), (4097, 4097), (4096, 1024)] %}
+# | {{ "{:,} × {:,}".format(m, n) }} {% for p in ["triton", "sdpa_cudnn"] %}| {{ row("flash_backward_odd", provider=p, seq_len=m, n_keys=n).tflops | n(0) }} {% endfor %}|
+# {% endfor %}
 #
 # ## What to remember
 #
-# 1. A matrix that one product rebuilds need not be stored: computing it again can be faster.
+# 1. A matrix that one product rebuilds need not be stored: computing it again is faster.
 # 2. Look for another form of a sum that a tile cannot make: $\delta = dO \cdot O$.
-# 3. Give every sum one owner, and every run gives the same bits. Count what that costs.
+# 3. Give every sum one owner, and every run gives the same bits. Here that costs two products.
 #
 # ## Exercises
 #
@@ -676,9 +670,16 @@ def bench(measure):
 #         No value, so $dp_0 = 0$ and $ds_0 = -p_0 \delta$; sum it over the queries. $L$ now
 #         contains $s_0$, and all other formulas stay.
 #
-# ??? question "2. Fused again (an hour)"
+# ??? question "2. Dropout on the weights (twenty minutes)"
+#     Before $P$ meets $V$ it is multiplied by a mask $M$ of 0 and $1 / (1 - r)$, which a seed [makes again](../fusion/dropout.py) in the backward pass. Which formulas change? Does $\delta$?
+#
+#     ??? success "Answer"
+#         With $P' = P \circ M$: $dV = P'^\top dO$ and $dP = (dO \, V^\top) \circ M$. $\delta$ does
+#         not: $\sum_j p_j \, dp_j = \sum_j p'_j \, (dO \cdot v_j) = dO \cdot O$, as before.
+#
+# ??? question "3. Fused again (an hour)"
 #     Let `flash_attention_dkdv_kernel` add its share of $dQ$ with `dq_desc.atomic_add`. Do the
-#     registers suffice for 64 queries × 128 keys and eight warps? Is it faster?
+#     registers suffice for 64 queries × 128 keys and eight warps? When is it faster?
 #
 #     ??? success "Answer"
 #         `dq` needs 32 more, and `ds.T` goes through shared memory: all 255 are taken, and some
@@ -693,6 +694,6 @@ def bench(measure):
 # out.sum().backward()
 # ```
 #
-# The file, or the block "Copy this kernel", needs torch and triton alone:
+# The file, or the block "Copy this kernel", needs torch and triton alone: see
 # [`flash_attention`][examples.attention.flash_attention_backward.flash_attention]. Where cuDNN is
 # faster and gradients may differ from run to run, take `scaled_dot_product_attention`.

@@ -9,14 +9,13 @@
 #
 # # Grouped heads, ragged batches: nothing padded, nothing copied
 #
-# [Flash attention](flash_attention.py) and [its backward](flash_attention_backward.py) take a rectangle: sequences of one length, and a head of keys for each head of queries. Models have neither. Prompts differ in length; several query heads share a head of keys ([GQA](../glossary.md#gqa)); in some layers a token sees only a *window* of recent ones, in some the scores are kept within bounds. Pad the sequences, repeat the heads, mask the scores, and it all fits the rectangle. **What does the rectangle cost?**
+# [Flash attention](flash_attention.py) and [its backward](flash_attention_backward.py) take a rectangle: sequences of one length, and a head of keys for each head of queries. Models have neither. Prompts are of variable length (*varlen*); several query heads share a head of keys ([GQA](../glossary.md#gqa)); in some layers a token sees only a [window](../glossary.md#sliding-window) of recent ones, in some a [soft-cap](../glossary.md#soft-cap) keeps scores within bounds. Pad the sequences, repeat the heads, mask the scores, and it all fits the rectangle. **What does the rectangle cost?**
 #
 # {{ diagram("gqa_varlen_waste") }}
 #
 # ## What it costs
 #
-# Sixteen sequences, 16,384 tokens, many short, few long, as prompts are; 32 heads of queries, 8 of
-# keys, $D = 128$, 16 bits, causal. Guess first: how much of the batch, padded, is padding?
+# Sixteen sequences, 16,384 tokens, many short, few long, as prompts are; 32 heads of queries, 8 of keys, $D = 128$, 16 bits, [causal](../glossary.md#causal). Guess first: how much of the batch, padded, is padding?
 
 # %% tags=["copy"]
 import math
@@ -54,7 +53,7 @@ if __name__ == "__main__":
 #
 # ## The reference
 #
-# A batch is *packed*: `q` is `(total_q, heads, D)`, sequence after sequence, and `cu_seqlens`, here `ends_q` and `ends_k`, says where each begins and where the last ends (the names are [flash-attn](https://github.com/Dao-AILab/flash-attention)'s). A sequence may have more keys than queries, such as a piece of a prompt whose first part is cached. Its last query then has the place of its last key.
+# A batch is [packed](../glossary.md#packed-batch): `q` is `(total_q, heads, D)`, sequence after sequence, and `cu_seqlens`, here `ends_q` and `ends_k`, says where each begins and where the last ends (the names are [flash-attn](https://github.com/Dao-AILab/flash-attention)'s). A sequence may have more keys than queries, such as a piece of a prompt whose first part is cached. Its last query then has the place of its last key.
 
 # %%
 def flash_attention_varlen_reference(
@@ -120,8 +119,7 @@ def _owner(own_ptr, other_ptr, n_seqs, heads, BLOCK: tl.constexpr):
 # | stride $r$ | start + length | start + length |
 # | stride $r$, ends at $2^{30}$ | $2^{30}$ − length + row | $2^{30}$ − length + row |
 #
-# The moves add up to start + row. And row = length has the third coordinate $2^{30}$, out of
-# bounds: each load or store says where its sequence ends, and the copy engine heeds it.
+# The moves add up to start + row. And row = length has the third coordinate $2^{30}$, out of bounds: each load or store says where its sequence ends, and the copy engine ([TMA](../glossary.md#tma)) heeds it.
 
 # %% tags=["copy"]
 EDGE: tl.constexpr = tl.constexpr(2**30)
@@ -185,14 +183,11 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Step 5: scores within bounds
 #
-# A *soft-cap* $c$ keeps scores within $\pm c$ ([Gemma 2](https://arxiv.org/abs/2408.00118)): $s' = c \tanh(s / c)$. `tl` has no tanh, but
-# $\tanh x = 1 - 2 / (1 + e^{2x})$, also where $e^{2x}$ is 0 or infinite. With $t = \tanh(s/c)$ the
-# slope is $ds'/ds = 1 - t^2$: one factor more in $dS$. What does it cost? At $D = 128$ the two products do $4D = 512$ operations for a score. An SM of an H200 does [4,096 a cycle](hopper_attention.py#count-cycles-not-bytes), so they take 1/8 of a cycle; a power or a reciprocal takes [1/16](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions). The softmax needs one a score, which the products can hide. The soft-cap needs two more, and three take longer than the products.
+# A *soft-cap* $c$ keeps scores within $\pm c$ ([Gemma 2](https://arxiv.org/abs/2408.00118)): $s' = c \, \tanh(s / c)$. `tl` has no tanh, but $\tanh(x) = 1 - 2 / (1 + e^{2x})$, also where $e^{2x}$ is 0 or infinite. With $t = \tanh(s/c)$ the slope is $ds'/ds = 1 - t^2$: one factor more in $dS$. What does it cost? At $D = 128$ the two products do $4D = 512$ operations for a score. An SM of an H200 does [4,096 a cycle](hopper_attention.py#count-cycles-not-bytes), so they take 1/8 of a cycle; a power or a reciprocal takes [1/16](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions). The softmax needs one a score, which the products can hide. The soft-cap needs two more, and three take longer than the products.
 #
 # ## The forward
 #
-# The loop is [the one you know](flash_attention_backward.py#what-the-forward-must-leave). With a soft-cap `s` holds $t$ after `_tanh`, and `scale_out` is
-# $c \log_2 e$. `lse` has slots too, of `PAD` rows each: whole tiles fit, without a mask.
+# The loop is [the one you know](flash_attention_backward.py#what-the-forward-must-leave). With a soft-cap `s` holds $t$ after `_tanh`, and `scale_out` is $c \, \log_2 e$. `lse` has slots too, of `PAD` rows each: whole tiles fit, without a mask.
 
 # %% tags=["copy"]
 @triton.jit
@@ -331,6 +326,8 @@ def flash_attention_varlen_dkdv_kernel(
 
 # %% [markdown]
 # ## Launch: one kernel forward, two backward, and nothing waits
+#
+# The host reads no length. A soft-cap needs registers, so keys then meet fewer queries at a time.
 
 # %% tags=["copy"]
 # head_dim: BLOCK_M, BLOCK_N, num_warps, num_stages of the forward, for dq, for dk and dv without,
@@ -466,9 +463,7 @@ def flash_attention_varlen(
 # %% [markdown]
 # ## Is it right?
 #
-# `check` compares output and gradients with float64: sequences that are empty, of one token, with
-# more or fewer keys; groups of 1 to 8; windows below and above a block; soft-caps. One sequence is
-# all NaN, its neighbours must not be. Errors are in percent of 1½ roundings of the largest number.
+# `check` compares output and gradients with float64: sequences that are empty, of one token, with more or fewer keys; groups of 1 to 8; windows below and above a block; soft-caps. One sequence is all NaN, its neighbours must not be. Errors are in percent of the [tolerance](../glossary.md#tolerance), 1½ roundings of the largest number.
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -532,8 +527,7 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Is it fast?
 #
-# First sequences of one length, 16,384 tokens together, 32 heads of queries and 8 of keys, causal,
-# $D = 128$. *mha* has 32 heads of keys, *repeated* copies 8 to 32. Do fewer keys save time?
+# Single launches, [cool](../glossary.md#cool-and-hot). First sequences of one length, 16,384 tokens together, 32 heads of queries and 8 of keys, causal, $D = 128$. *mha* has 32 heads of keys, *repeated* copies 8 to 32. Do fewer keys save time?
 
 # %% tags=["fold"]
 def bench(measure):
@@ -642,28 +636,35 @@ def bench(measure):
         yield about | {"ceiling": "matmul", "rows": found}
 
 # %% [markdown]
-# {% set ours = row("gqa_varlen_dense_forward", provider="triton", seq_len=4096) %}{% set mha = row("gqa_varlen_dense_forward", provider="triton_mha", seq_len=4096) %}{% set copied = row("gqa_varlen_dense_forward", provider="triton_repeated", seq_len=4096) %}{% set dense = rec("attention/flash_attention").row("attention_d128_causal", provider="triton", seq_len=4096) %}{{ claim(ours.ms < 1.03 * mha.ms and ours.ms < copied.ms and ours.tflops > 0.9 * dense.tflops) }}
-# {{ table("gqa_varlen_dense_forward", columns=["seq_len", "provider", "ms", "tflops"]) }}
+# | tokens each | *this page* | *mha* | *repeated* | SDPA, flash | cuDNN |
+# |---|---|---|---|---|---|
+# {% for n in [1024, 4096, 16384] %}
+# | {{ "{:,}".format(n) }} {% for p in ["triton", "triton_mha", "triton_repeated", "sdpa_flash", "sdpa_cudnn"] %}| {{ row("gqa_varlen_dense_forward", provider=p, seq_len=n).ms | ms }} {% endfor %}|
+# {% endfor %}
 #
-# Fewer keys are fewer bytes, but no fewer operations, and these set the pace: at 4,096 tokens {{ ours.ms | ms }} with 8 heads of keys, {{ mha.ms | ms }} with 32, and {{ copied.ms | ms }} where 8 are copied to 32. The kernel for rectangles reaches {{ dense.tflops | n(0) }} TFLOP/s, with 16 heads, this one {{ ours.tflops | n(0) }}.
+# {% set ours, mha, copied = row("gqa_varlen_dense_forward", provider="triton", seq_len=4096), row("gqa_varlen_dense_forward", provider="triton_mha", seq_len=4096), row("gqa_varlen_dense_forward", provider="triton_repeated", seq_len=4096) %}{% set both, both_mha, both_copied = row("gqa_varlen_dense_both", provider="triton"), row("gqa_varlen_dense_both", provider="triton_mha"), row("gqa_varlen_dense_both", provider="triton_repeated") %}Hardly: fewer keys are fewer bytes, but no fewer operations, and these set the pace. At 4,096 tokens 8 heads of keys take {{ (100 - 100 * ours.ms / mha.ms) | pct }} less time than 32.{% for n in [1024, 4096, 16384] %}{{ claim(0.9 < row("gqa_varlen_dense_forward", provider="triton", seq_len=n).ms / row("gqa_varlen_dense_forward", provider="triton_mha", seq_len=n).ms < 1) }}{% endfor %} What costs is to copy them, {{ (100 * copied.ms / ours.ms - 100) | pct }} more time, and memory: forward and backward take {{ both.peak_bytes | bytes }} grouped, {{ both_mha.peak_bytes | bytes }} with 32 heads, {{ both_copied.peak_bytes | bytes }} repeated.{{ claim(copied.ms > 1.15 * ours.ms and both_copied.peak_bytes > 2 * both.peak_bytes) }} And what do slots, bands and ends cost?{% set dense = rec("attention/flash_attention").row("attention_d128_causal", provider="triton", seq_len=4096) %}{{ claim(ours.tflops > 0.95 * dense.tflops) }} Nothing to be seen here: the kernel for rectangles reaches {{ dense.tflops | n(0) }} TFLOP/s, with 16 heads, this one {{ ours.tflops | n(0) }}. **Now ragged batches: how much slower are they when each sequence is padded to the longest?**
 #
-# Now ragged batches. How much slower are they when each sequence is padded to the longest?
+# {{ figure("gqa_varlen_ragged_forward", providers=["triton", "triton_padded", "sdpa_cudnn", "torch_varlen", "flex"], caption="Ragged batches: ahead of torch's varlen attention and of FlexAttention by half or more. The rate counts only work that is not padding, so what pads falls behind.") }}{% for r in rows("gqa_varlen_ragged_forward", provider="triton") + rows("gqa_varlen_ragged_both", provider="triton") %}{% for peer in ["flex", "torch_varlen"] %}{{ claim(1.4 * r.ms < row("gqa_varlen_ragged_" ~ r.benchmark.mode, provider=peer, n_seqs=r.n_seqs).ms) }}{% endfor %}{% endfor %}{% for p in ["triton", "triton_padded", "sdpa_cudnn", "torch_varlen", "flex"] %}{{ claim(row("gqa_varlen_ragged_forward", provider=p, n_seqs=64).tflops < 0.8 * row("gqa_varlen_ragged_forward", provider=p, n_seqs=16).tflops) }}{% endfor %}
 #
-# {{ figure("gqa_varlen_ragged_forward", providers=["triton", "triton_padded", "sdpa_cudnn", "torch_varlen", "flex"], caption="Ragged batches: the rate counts only work that is not padding, so what pads falls behind.") }}
+# {% set ours, padded = row("gqa_varlen_ragged_forward", provider="triton", n_seqs=16), row("gqa_varlen_ragged_forward", provider="triton_padded", n_seqs=16) %}{% set many, many_padded = row("gqa_varlen_ragged_forward", provider="triton", n_seqs=64), row("gqa_varlen_ragged_forward", provider="triton_padded", n_seqs=64) %}{{ claim(7 * ours.ms < padded.ms < 10 * ours.ms and many_padded.ms > 14 * many.ms) }}Padded, 16 sequences take {{ (padded.ms / ours.ms) | times }} the time and 64 take {{ (many_padded.ms / many.ms) | times }}. Ten times the products, but less than ten times the time: those of long loops run faster, at {{ (2 * 32 * 128 * 16 * 5113**2 / padded.ms * 1e-9) | n(0) }} TFLOP/s with padding counted, {{ ours.tflops | n(0) }} without any. With 64 sequences, of 256 tokens on average, every rate falls, as programs have little to do and waste more of it: of the scores in the blocks that this kernel visits 97 % count with 4 sequences, 75 % with 64.
 #
-# {% set ours = row("gqa_varlen_ragged_both", provider="triton", n_seqs=16) %}{% set padded = row("gqa_varlen_ragged_both", provider="triton_padded", n_seqs=16) %}{% set mask = row("gqa_varlen_ragged_forward", provider="flex_mask", n_seqs=16) %}{% for r in rows("gqa_varlen_ragged_forward", provider="triton") + rows("gqa_varlen_ragged_both", provider="triton") %}{{ claim(r.ms < row("gqa_varlen_ragged_" ~ r.benchmark.mode, provider="flex", n_seqs=r.n_seqs).ms) }}{% endfor %}{{ claim(padded.ms > 3 * ours.ms and padded.peak_bytes > 2 * ours.peak_bytes) }}
-# For forward and backward of 16 sequences this kernel, padded, takes {{ (padded.ms / ours.ms) | times }} the time, and {{ padded.peak_bytes | bytes }} of memory in place of {{ ours.peak_bytes | bytes }}. *flex* is PyTorch's FlexAttention: it compiles a mask written in Python into its kernel, and skips blocks that a table marks as hidden. Making the table takes {{ mask.ms | ms }} a batch, which is not counted here.
+# *torch, varlen* is torch's own attention for packed batches, flash attention 2; it knows groups [from torch 2.12 on](https://docs.pytorch.org/docs/2.12/nn.attention.varlen.html), and gets the heads repeated here, off the clock. *flex* is PyTorch's [FlexAttention](https://docs.pytorch.org/docs/stable/nn.attention.flex_attention.html), compiled with its defaults: it takes a mask written in Python into its kernel, and skips blocks that a table marks as hidden. {% set mask = row("gqa_varlen_ragged_forward", provider="flex_mask", n_seqs=16) %}Making the table takes {{ mask.ms | ms }} and {{ mask.peak_bytes | bytes }} a batch, off the clock too, as one table serves all layers. Forward and backward of the 16 sequences:
 #
 # {{ table("gqa_varlen_ragged_both", columns=["provider", "ms", "tflops", "peak_bytes"]) }}
 #
-# {{ figure("gqa_varlen_window_forward", y="ms", logy=True, providers=["triton", "triton_softcap", "torch_varlen", "flex"], caption="One sequence of 16,384 tokens: the time follows the window, hence the blocks that are visited.") }}
+# And a window: of 16,512 blocks it left 762 to visit, 2,232 or 7,392. Does the time follow?
+#
+# {{ figure("gqa_varlen_window_forward", y="ms", logy=True, providers=["triton", "triton_softcap", "torch_varlen", "flex"], caption="One sequence of 16,384 tokens: the narrower the window, the less time, in every kernel; without a soft-cap this page's needs the least.") }}{% for r in rows("gqa_varlen_window_forward", provider="triton") %}{% for peer in ["flex", "torch_varlen"] %}{{ claim(1.2 * r.ms < row("gqa_varlen_window_forward", provider=peer, window=r.window).ms) }}{% endfor %}{% if not loop.last %}{% for p in ["triton", "triton_softcap", "torch_varlen", "flex"] %}{{ claim(1.3 * row("gqa_varlen_window_forward", provider=p, window=r.window).ms < row("gqa_varlen_window_forward", provider=p, window=4 * r.window).ms) }}{% endfor %}{% endif %}{% endfor %}
+#
+# {% set w256, w1k, w4k, all = row("gqa_varlen_window_forward", provider="triton", window=256).ms, row("gqa_varlen_window_forward", provider="triton", window=1024).ms, row("gqa_varlen_window_forward", provider="triton", window=4096).ms, row("gqa_varlen_window_forward", provider="triton", window=16384).ms %}{{ claim(2 < all / w4k < 2.4 and 5.5 < all / w1k < 7 and 11 < all / w256 < 16) }}It follows long loops, not short ones. For 2.2 times fewer blocks the time falls {{ (all / w4k) | n(1) }}-fold, for 7.4 times fewer {{ (all / w1k) | n(1) }}-fold, for 21.7 times fewer {{ (all / w256) | n(1) }}-fold: two blocks of three then need a mask, and a program's start and end weigh more.
 #
 # ## Where it loses, and why
 #
-# {% set all = row("gqa_varlen_window_forward", provider="triton", window=16384) %}{% set capped = row("gqa_varlen_window_forward", provider="triton_softcap", window=16384) %}{% for r in rows("gqa_varlen_window_forward", provider="triton") %}{{ claim(r.ms < row("gqa_varlen_window_forward", provider="flex", window=r.window).ms) }}{% endfor %}{{ claim(row("gqa_varlen_window_forward", provider="triton", window=1024).ms < all.ms / 4 and capped.ms > all.ms) }}{{ claim(row("gqa_varlen_dense_both", provider="sdpa_cudnn").ms < row("gqa_varlen_dense_both", provider="triton").ms) }}
-# {% set best = row("gqa_varlen_dense_both", provider="sdpa_cudnn") %}**cuDNN, where nothing is ragged**, needs {{ (best.ms / row("gqa_varlen_dense_both", provider="triton").ms * 100) | pct }} of the time, as on the [pages](flash_attention.py#where-it-loses-and-why) [before](flash_attention_backward.py#where-it-loses-and-why).
+# {% set best, best_both = row("gqa_varlen_dense_forward", provider="sdpa_cudnn", seq_len=4096), row("gqa_varlen_dense_both", provider="sdpa_cudnn") %}**cuDNN, where nothing is ragged,** needs {{ (best.ms / row("gqa_varlen_dense_forward", provider="triton", seq_len=4096).ms * 100) | pct }} of the time of the forward, {{ (best_both.ms / both.ms * 100) | pct }} with the backward: kernels of its rank put products [under the softmax](hopper_attention.py), and do [five products, not seven](flash_attention_backward.py#where-it-loses-and-why).{% for r in rows("gqa_varlen_dense_forward", provider="triton") %}{{ claim(row("gqa_varlen_dense_forward", provider="sdpa_cudnn", seq_len=r.seq_len).ms < 0.95 * r.ms) }}{% endfor %}{{ claim(best_both.ms < 0.95 * both.ms) }} Take it where lengths are equal and runs need not give the same bits.
 #
-# **The soft-cap** takes the forward of 16,384 tokens from {{ all.ms | ms }} to {{ capped.ms | ms }}, flex's from {{ row("gqa_varlen_window_forward", provider="flex", window=16384).ms | ms }} to {{ row("gqa_varlen_window_forward", provider="flex_softcap").ms | ms }}. **Order**: if a long sequence comes last, its last tiles run on a chip that is otherwise idle; *sorted* has the longest first. **Few heads of keys**: a program for $dK$ serves a whole group, so a small batch with few heads has fewer such programs than the chip has room for.
+# {% set capped, flex, flex_capped = row("gqa_varlen_window_forward", provider="triton_softcap", window=16384).ms, row("gqa_varlen_window_forward", provider="flex", window=16384).ms, row("gqa_varlen_window_forward", provider="flex_softcap").ms %}{{ claim(1.4 < capped / all < 1.6 and flex_capped / flex > 1.8) }}**The soft-cap** takes {{ (capped / all) | n(1) }} times as long at 16,384 tokens, {{ capped | ms }} for {{ all | ms }}. Step 5 counted 3/16 of a cycle for powers and reciprocals of a score, 1/8 for its products: that is 1.5 times, if the slower unit sets the pace. flex, with `torch.tanh`, goes from {{ flex | ms }} to {{ flex_capped | ms }}.
+#
+# {% set both, order = row("gqa_varlen_ragged_both", provider="triton"), row("gqa_varlen_ragged_both", provider="triton_sorted") %}{{ claim(0.92 < order.ms / both.ms < 0.98) }}**Order.** If a long sequence comes last, its last tiles run on a chip that is otherwise idle. With the longest first, *sorted*, forward and backward take {{ (100 - 100 * order.ms / both.ms) | pct }} less. **Few heads of keys.** A program for $dK$ serves a whole group. One sequence of 2,048 tokens with four heads of keys has 128 such programs of 64 keys; the chip, with two on each SM, has room for 264.
 #
 # ## What to remember
 #

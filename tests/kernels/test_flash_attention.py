@@ -25,7 +25,7 @@ both_kinds = pytest.mark.parametrize("causal", [False, True], ids=["full", "caus
 
 
 def compile_all() -> list:
-    """Compiles the kernel of each tile, full and causal, and the rungs of one."""
+    """Compiles step 1, the kernel of each tile, full and causal, and the rungs of one."""
     pretend()
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples/attention"))
     import flash_attention as lecture
@@ -39,14 +39,20 @@ def compile_all() -> list:
             one = launched(lecture, "rung")
             lecture._launch(lecture.rung, q, q, q, q, None, causal, 0.1)
             found.append(facts(one[0]) | {"rung": [head_dim, causal, undone]})
-    return found
+    q, first = torch.empty(1, 2, 1000, 128).bfloat16(), launched(lecture, "first_attention_kernel")
+    for causal in (False, True):
+        lecture.first_attention(q, q, q, causal)
+    return found + [facts(one) | {"rung": "step 1"} for one in first]
 
 
 @pytest.mark.interpreter  # a GPU's tests compile and run them
 def test_machine_code():
     for kernel in run_as_script(__file__):
-        assert kernel["wgmma"] and kernel["loads"] and kernel["stores"], kernel
-        assert kernel["spills"] == 0 and not kernel["serialized"], kernel
+        assert kernel["wgmma"] and not kernel["serialized"], kernel
+        if kernel["rung"] == "step 1":
+            assert kernel["spills"] and not kernel["loads"], "the page says that step 1 spills"
+        else:
+            assert not kernel["spills"] and kernel["loads"] and kernel["stores"], kernel
 
 
 def inputs(shape, device, dtype=torch.float16, seed=0, n_keys=None):

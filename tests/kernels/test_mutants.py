@@ -12,6 +12,7 @@ raise an AssertionError or leave a tensor's bounds; another exception counts whe
 it. Checks run in the interpreter, those of Gluon's lectures, for which there is none, on a GPU.
 """
 
+import ast
 import faulthandler
 import gc
 import multiprocessing
@@ -47,6 +48,7 @@ def mutate(source: str, mutant: dict) -> str:
     assert occurrences == wanted, f"{mutant['old']!r} occurs {occurrences} times, not {wanted}"
     broken = source.replace(mutant["old"], mutant["new"])
     assert script_sha256(broken) != script_sha256(source), "the mutant changes no code"
+    ast.parse(broken)  # else it is red whatever the check compares
     return broken
 
 
