@@ -1,9 +1,19 @@
-"""RMSNorm, alone and after an addition, against float64: widths, strides, gradients, errors."""
+"""RMSNorm, alone and after an addition, against float64: widths, strides, gradients, errors.
+
+Run as a script, the file compiles the forward of long rows for sm_90 without a GPU.
+"""
+
+import itertools
+import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.kernels.sm_90 import facts, launched, pretend, run_as_script
 
 DTYPES = [
     torch.float32,
@@ -13,7 +23,31 @@ DTYPES = [
 ]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 # around each change of kernel, and beyond
-WIDTHS = [1, 2, 127, 128, 129, 255, 1000, 1823, 4097, 8193, 16400, 32769]
+WIDTHS = [1, 2, 127, 128, 129, 255, 1000, 1823, 4097, 8193, 16400, 32769, 32776, 40960]
+
+# rows walked twice: dtype, columns, gap between rows, with a residual
+TWICE = list(
+    itertools.product((torch.float32, torch.bfloat16), (65536, 65000, 65001), (0, 3), (False, True))
+) + [(torch.bfloat16, n_cols, 0, False) for n_cols in (8192, 16384)]
+
+
+def compile_all() -> list:
+    pretend()
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples/fusion"))
+    import rms_norm as lecture
+
+    found = launched(lecture, "rms_norm_kernel")
+    for dtype, n_cols, gap, added in TWICE:
+        x = torch.empty(4, n_cols + gap, dtype=dtype)[:, :n_cols]
+        y, h, residual = torch.empty_like(x), *((x, x) if added else (None, None))
+        lecture.rms_norm_forward(x, residual, y[0], 1e-6, y, h)
+    return [facts(kernel) for kernel in found]
+
+
+@pytest.mark.interpreter  # a GPU's tests compile and run them
+def test_two_programs_that_walk_twice_fit_an_sm():
+    for variant, kernel in zip(TWICE, run_as_script(__file__), strict=True):
+        assert kernel["threads"] * kernel["registers"] <= 32768 and kernel["spills"] == 0, variant
 
 
 def randn(*shape, device, dtype=torch.float32):
@@ -183,14 +217,23 @@ def test_refuses(lecture, device):
         (TypeError, r"torch\.float64", (x, weight.double())),
         (ValueError, "as long as x's rows", (x, torch.ones(3, device=device))),
         (ValueError, "as long as x's rows", (x[0, 0], weight)),
-        (ValueError, "rows up to", (x[:, :1].expand(3, 2**30), weight[:1].expand(2**30))),
+        (ValueError, "rows up to", (x[:, :1].expand(3, 2**31), weight[:1].expand(2**31))),
         (ValueError, "one device", (x, weight.to("meta"))),
     ):
         with pytest.raises(error, match=words):
             lecture.rms_norm(*arguments)
+    long = x[:, :1].expand(3, 2**30).requires_grad_()
+    with pytest.raises(ValueError, match=r"rows up to \d+, with gradients"):
+        lecture.rms_norm(long, weight[:1].expand(2**30))
     for residual in (x[:2], x.half(), x[None]):
         with pytest.raises(ValueError, match="residual of x's shape and dtype"):
             lecture.add_rms_norm(x, residual, weight)
+
+
+def test_no_gradient_no_limit(lecture, device):
+    x = randn(2, 2**24 if device == "cuda" else 70001, device=device)
+    weight = randn(x.shape[1], device=device)
+    assert_norm(lecture.rms_norm(x, weight), x, weight)
 
 
 def test_second_derivative_is_refused(lecture, device):
@@ -237,3 +280,7 @@ def test_more_than_2_to_the_31_elements(lecture, shape):
         rstd = torch.rsqrt(x[rows].float().square().mean(-1, keepdim=True) + 1e-6)
         want = x[rows, part].float() * rstd * weight[part].float()
         torch.testing.assert_close(y[rows, part].float(), want, rtol=1e-2, atol=1e-5)
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_all()))
