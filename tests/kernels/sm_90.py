@@ -70,6 +70,7 @@ def facts(kernel) -> dict:
         "loads": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
         "stores": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
         "copies": re.findall(r"cp\.async\.c[ag][^;]*?\], (0x[0-9a-f]+)", ptx),  # bytes of each
+        "masked": len(re.findall(r"@%p\d+ (?:ld|st)\.global", ptx)),
         "atomics": len(re.findall(r"\b(atom|red)\.", ptx)),
         "setmaxnreg": ptx.count("setmaxnreg"),
         "early": "griddepcontrol" in ptx,
