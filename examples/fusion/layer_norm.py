@@ -273,7 +273,7 @@ def layer_norm_forward(x, weight, bias, eps, y, stats=None) -> None:
         num_warps = min(most, 1 << (row_bytes // 2048).bit_length())
         layer_norm_long_kernel[(n_rows,)](
             x, weight, bias, y, stats, stride, n_rows, n_cols, eps, BLOCK=512 * num_warps // size,
-            WIDTH=n_cols if known else 0, VECTOR=vector, PEEL=peel, num_warps=num_warps)  # fmt: skip
+            WIDTH=known * n_cols, VECTOR=vector, PEEL=peel, num_warps=num_warps)  # fmt: skip
         return
     block = 1 << n_cols.bit_length() - 1
     rest = 1 << (n_cols - block - 1).bit_length() if n_cols > block else 0
