@@ -185,7 +185,7 @@ def roles_of(ttgir: str) -> list[list]:
 if __name__ == "__main__" and torch.cuda.is_available():
     q = torch.randn(1, 8, 1024, 128, device="cuda", dtype=torch.bfloat16)
     for line in roles_of(_launch(q, q, q, torch.empty_like(q), True).asm["ttgir"]):
-        print("".join(f"{cell:>13}" for cell in line))
+        print("".join(f"{cell:>11}" for cell in line))
 
 # %% [markdown]
 # The default role has all loads, two of queries, one of keys, one of values, and no product. Before
@@ -213,6 +213,8 @@ def check(device: str = "cuda") -> None:
         # the interpreter's bfloat16 product is wrong
         dtypes += [torch.bfloat16]
         cases += [(1, 5, 1024, 128), (2, 9, 640, 64)]
+    print(f"{'error / allowed':>18}" + "".join(f"{str(d)[6:]:>16}" for d in dtypes))
+    print(" " * 18 + "   alike   roles" * len(dtypes))
     for shape in cases:
         line = f"{' x '.join(map(str, shape)):>18}"
         for dtype in dtypes:
@@ -224,7 +226,7 @@ def check(device: str = "cuda") -> None:
             for roles in (False, True):
                 got = role_attention(q, k, v, roles)
                 error = (got.double() - want).abs().max().item() / allowed
-                line += f"  {'roles' if roles else 'alike'}, {str(dtype)[6:]} {error:4.0%}"
+                line += f"{error:8.0%}"
                 assert error <= 1, f"role_attention is off, {dtype}, roles {roles}:\n{line}"
         print(line)
 
