@@ -183,7 +183,7 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Step 5: scores within bounds
 #
-# A *soft-cap* $c$ keeps scores within $\pm c$ ([Gemma 2](https://arxiv.org/abs/2408.00118)): $s' = c \, \tanh(s / c)$. `tl` has no tanh, but $\tanh(x) = 1 - 2 / (1 + e^{2x})$, also where $e^{2x}$ is 0 or infinite. With $t = \tanh(s/c)$ the slope is $ds'/ds = 1 - t^2$: one factor more in $dS$. What does it cost? At $D = 128$ the two products do $4D = 512$ operations for a score. An SM of an H200 does [4,096 a cycle](hopper_attention.py#count-cycles-not-bytes), so they take 1/8 of a cycle; a power or a reciprocal takes [1/16](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions). The softmax needs one a score, which the products can hide. The soft-cap needs two more, and three take longer than the products.
+# A *soft-cap* $c$ keeps scores within $\pm c$ ([Gemma 2](https://arxiv.org/abs/2408.00118)): $s' = c \, \tanh(s / c)$. `tl` has no tanh, but $\tanh(x) = 1 - 2 / (1 + e^{2x})$, also where $e^{2x}$ is 0 or infinite. With $t = \tanh(s/c)$ the slope is $ds'/ds = 1 - t^2$: one factor more in $dS$. What does it cost? At $D = 128$ the two products do $4D = 512$ operations for a score. An SM of an H200 does [4,096 a cycle](warp_specialization.py#what-it-may-gain), so they take 1/8 of a cycle; a power or a reciprocal takes [1/16](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions). The softmax needs one a score, which the products can hide. The soft-cap needs two more, and three take longer than the products.
 #
 # ## The forward
 #
