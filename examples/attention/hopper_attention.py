@@ -23,8 +23,8 @@
 #
 # | | $D = 128$ | $D = 64$ |
 # |---|--:|--:|
-# | products and softmax in turn | $2048 / (2048 + 1664)$ = 55 % | $1024 / (1024 + 1664)$ = 38 % |
-# | at the same time: the longer of the two sets the pace | 100 % | $1024 / 1664$ = 62 % |
+# | products and softmax in turn | $2048 / (2048 + 1664)$, 55&nbsp;% | $1024 / (1024 + 1664)$, 38&nbsp;% |
+# | at the same time: the longer of the two sets the pace | 100&nbsp;% | $1024 / 1664$, 62&nbsp;% |
 #
 # How does a kernel get from the first row to the second? The first three rungs of this page:
 #
@@ -62,7 +62,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 # %% [markdown]
 # ## The reference
 #
-# Two things are new. A head of keys may serve several heads of queries ([GQA](../glossary.md#gqa)). And there may be more or fewer keys than queries: the last query then has the place of the last key, and a causal query that sees no key gives 0.
+# One thing is new: a head of keys may serve several heads of queries ([GQA](../glossary.md#gqa)). As before, there may be more or fewer keys than queries: the last query has the place of the last key, and a query that sees no key gives 0.
 
 
 # %%
@@ -662,8 +662,10 @@ def bench(measure):
 # ## Where it loses, and what survives
 #
 # {% set odd, even = row("hopper_d128_full", provider="triton", seq_len=4097), row("hopper_d128_full", provider="triton", seq_len=4096) %}
-# {% for kind in ["full", "causal"] %}{{ claim(row("hopper_d128_" ~ kind, provider="triton", seq_len=4097).tflops > 0.85 * row("hopper_d128_" ~ kind, provider="triton", seq_len=4096).tflops) }}{% endfor %}
-# One token more than whole tiles costs little: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097 (three sequences for four). **Short sequences** ({{ row("hopper_d128_full", provider="triton", seq_len=512).tflops | n(0) }} at 512 tokens){{ claim(row("hopper_d128_full", provider="triton", seq_len=512).tflops < 0.9 * even.tflops) }} pay more for what nothing hides, a tile's first softmax and last product. **Small work** waits for the host, {{ row("hopper_d128_causal", provider="triton", seq_len=512).host_us | n(0) }} µs a call where cuDNN's takes {{ row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=512).host_us | n(0) }}, {{ claim(row("hopper_d128_causal", provider="triton", seq_len=512).host_us > 1.5 * row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=512).host_us) }}and more for a new shape, which needs its table. **Another peer** is not measured here: [flash attention 4](https://pypi.org/project/flash-attn-4), written in CuTe for Hopper and Blackwell; the figures compare with what PyTorch brings along. **Other chips**: Ampere has neither wgmma nor TMA, and Blackwell another matrix instruction. Counting, ring and longest-first survive; this code does not.
+# {% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for n, round in [(1000, 1024), (4097, 4096)] %}{{ claim(row("hopper_" ~ kind, provider="triton", seq_len=n).tflops > 0.9 * row("hopper_" ~ kind, provider="triton", seq_len=round).tflops) }}{% endfor %}{% endfor %}
+# **Odd lengths**, 1,000 and 4,097 tokens, cost less than a tenth of the rate: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097 (three sequences, as four would be more than 16,384 tokens). **Short sequences** ({{ row("hopper_d128_full", provider="triton", seq_len=512).tflops | n(0) }} at 512 tokens){{ claim(row("hopper_d128_full", provider="triton", seq_len=512).tflops < 0.9 * even.tflops) }} pay more for what nothing hides, a tile's first softmax and last product. **Small work** waits for the host, {{ row("hopper_d128_causal", provider="triton", seq_len=512).host_us | n(0) }} µs a call where cuDNN's takes {{ row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=512).host_us | n(0) }}, {{ claim(row("hopper_d128_causal", provider="triton", seq_len=512).host_us > 1.5 * row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=512).host_us) }}and more for a new shape, which needs its table.
+#
+# **Another peer** is not measured here: [flash attention 4](https://pypi.org/project/flash-attn-4), written in CuTe for Hopper and Blackwell; the figures compare with what PyTorch brings along. **Other chips**: Ampere has neither wgmma nor TMA, and Blackwell another matrix instruction. Counting, ring and longest-first survive; this code does not.
 #
 # ## What to remember
 #
