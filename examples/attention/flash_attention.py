@@ -594,7 +594,7 @@ def bench(measure):
 #
 # {{ figure("attention_d128_full", providers=["triton", "triton_first", "sdpa_cudnn", "sdpa_flash"], caption="D = 128, full: at every length ahead of flash attention 2, behind cuDNN.") }}
 #
-# {{ figure("attention_d128_causal", providers=["triton", "triton_first", "sdpa_cudnn", "sdpa_flash"], caption="D = 128, causal: slow where short, at 16,384 tokens as fast as full; behind cuDNN by less.") }}
+# {{ figure("attention_d128_causal", providers=["triton", "triton_first", "sdpa_cudnn", "sdpa_flash"], caption="D = 128, causal: slower than full where sequences are short, as fast at 16,384 tokens; behind cuDNN by less.") }}
 #
 # {{ figure("attention_d64_causal", providers=["triton", "triton_first", "sdpa_cudnn", "sdpa_flash"], caption="D = 64, causal: half the products for the same exponentials; from 4,096 tokens on ahead of cuDNN.") }}
 #
@@ -617,18 +617,17 @@ def bench(measure):
 # ## Where it loses, and why
 #
 # {% set ours, best = row("attention_d128_full", provider="triton", seq_len=4096), row("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}{% set ours64, best64 = row("attention_d64_full", provider="triton", seq_len=4096), row("attention_d64_full", provider="sdpa_cudnn", seq_len=4096) %}
-# **cuDNN, at $D = 128$.** It takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time on full attention at 4,096 tokens. A program issues $QK^\top$, waits for it, computes 128 × 64 exponentials, issues $PV$. While it computes them, the tensor cores have work only from the other program on the multiprocessor, and nobody sees to it that the two take turns. [Flash attention 3](https://arxiv.org/abs/2407.08608) does: one group of warps multiplies while another exponentiates, and each issues its next $QK^\top$ before the softmax of the last. Groups with roles are to be had in `tl`: [the next page](warp_specialization.py) tries them. To put a product under a softmax you need a language that says when to wait for it, such as [Gluon](hopper_attention.py), in which it passes cuDNN.{% set gluon = rec("attention/hopper_attention") %}{{ claim(gluon.row("hopper_d128_full", provider="triton", seq_len=4096).ms < 0.97 * gluon.row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096).ms) }}
+# **cuDNN, at $D = 128$.** It takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time on full attention at 4,096 tokens. A program issues $QK^\top$, waits for it, computes 128 × 64 exponentials, issues $PV$. While it computes them, the tensor cores have work only from the other program on the multiprocessor, and nobody sees to it that the two take turns. [Flash attention 3](https://arxiv.org/abs/2407.08608) does: one group of warps multiplies while another exponentiates, and each issues its next $QK^\top$ before the softmax of the last. Groups with roles are to be had in `tl`: [the next page](warp_specialization.py) tries them, gains {{ (100 * ours.ms / rec("attention/warp_specialization").row("roles_d128", provider="triton_roles", seq_len=4096).ms - 100) | pct }}, and shows why this kernel does without them. To put a product under a softmax you need a language that says when to wait for it, such as [Gluon](hopper_attention.py), in which it passes cuDNN.{% set gluon = rec("attention/hopper_attention") %}{{ claim(gluon.row("hopper_d128_full", provider="triton", seq_len=4096).ms < 0.97 * gluon.row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096).ms) }}
 #
 # **The exponential, at $D = 64$.** A score costs half the products and the same exponential, of which a multiprocessor does [16 a cycle](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions). So the rate falls, from {{ ours.tflops | n(0) }} to {{ ours64.tflops | n(0) }} TFLOP/s at 4,096 tokens, and cuDNN's falls further, from {{ best.tflops | n(0) }} to {{ best64.tflops | n(0) }}.{{ claim(ours64.tflops < 0.9 * ours.tflops and best64.tflops / best.tflops < 0.95 * ours64.tflops / ours.tflops) }}
 #
 # **Lengths that are not whole tiles.** A last block that is not full needs the mask, and a last
-# tile of one row takes the time of a full one. TFLOP/s, ours and cuDNN's. Where lengths differ,
-# torch's `is_causal` [puts the first query at the first key](https://docs.pytorch.org/docs/stable/generated/torch.nn.attention.bias.causal_upper_left.html), another mask than ours:
+# tile of one row takes the time of a full one. TFLOP/s, ours and cuDNN's. Causal attention is compared where there are as many queries as keys: elsewhere torch's `is_causal` has another mask, which [puts the first query at the first key](https://docs.pytorch.org/docs/stable/generated/torch.nn.attention.bias.causal_upper_left.html).
 #
 # | queries × keys | full: ours / cuDNN | causal: ours / cuDNN |
 # |---|--:|--:|
 # {% for odd in [(1024, 1024), (1000, 1000), (4096, 4096), (4097, 4097), (1024, 4096), (1000, 4097), (4096, 1024), (4097, 1000)] %}
-# | {{ "{:,} × {:,}".format(*odd) }} {% for causal in [false, true][:1 if odd[0] != odd[1] else 2] %}| {% for p in ["triton", "sdpa_cudnn"] %}{{ row("attention_odd", provider=p, seq_len=odd[0], n_keys=odd[1], causal=causal).tflops | n(0) }}{{ " / " if loop.first }}{% endfor %} {% endfor %}{{ "| " if odd[0] != odd[1] }}|
+# | {{ "{:,} × {:,}".format(*odd) }} {% for causal in [false, true][:1 if odd[0] != odd[1] else 2] %}| {% for p in ["triton", "sdpa_cudnn"] %}{{ row("attention_odd", provider=p, seq_len=odd[0], n_keys=odd[1], causal=causal).tflops | n(0) }}{{ " / " if loop.first }}{% endfor %} {% endfor %}{{ "| – " if odd[0] != odd[1] }}|
 # {% endfor %}
 #
 # {% for r in rows("attention_odd", provider="triton") %}{% if r.seq_len not in (1024, 4096) %}{% set even = row("attention_odd", provider="triton", seq_len=4096 if r.seq_len > 4000 else 1024, n_keys=4096 if r.n_keys > 4000 else 1024, causal=r.causal) %}{{ claim(0.9 * even.tflops < r.tflops < 0.98 * even.tflops) }}{% if not r.causal %}{{ claim(row("attention_odd", provider="sdpa_cudnn", seq_len=r.seq_len, n_keys=r.n_keys, causal=false).tflops / row("attention_odd", provider="sdpa_cudnn", seq_len=even.seq_len, n_keys=even.n_keys, causal=false).tflops < 0.98 * r.tflops / even.tflops) }}{% endif %}{% endif %}{% endfor %}
@@ -690,4 +689,4 @@ def bench(measure):
 # ```
 #
 # See [`flash_attention`][examples.attention.flash_attention.flash_attention]. It is forward only;
-# a [later page](flash_attention_backward.py) adds the gradient. Where cuDNN is faster, on this GPU always at $D = 128$, take `scaled_dot_product_attention`; take this kernel to change it, as [another page](gqa_varlen.py) does.
+# a [later page](flash_attention_backward.py) adds the gradient. Where cuDNN is faster, on this GPU always at $D = 128$, take `scaled_dot_product_attention` or, without a gradient, the kernel [in Gluon](hopper_attention.py#use-it-in-your-project); take this kernel to change it, as [another page](gqa_varlen.py) does.
