@@ -293,8 +293,8 @@ def flash_decoding_kernel(
 # \bigl(w + \tfrac12 [w > 1]\bigr) \, \bigl(\lceil \text{blocks} / n \rceil + 2\bigr) ,
 # $$
 #
-# and `_splits` takes the best $n$, 128 at most. For a sequence of 8,192 tokens with 8 KV heads, $P = 8$,
-# that is 32; for eight such sequences it is 4: either way 256 programs, nearly a wave of 264.
+# and `_splits` takes the best $n$, 128 at most. For one sequence of 8,192 tokens with 8 KV heads,
+# $P = 8$, it is 32, for eight such sequences 4: either way 256 programs, nearly a wave of 264.
 #
 # A part has 128 blocks at most, where 128 parts are enough for that, so that one long sequence among short ones is divided too. `_splits` looks at shapes alone, never at `seq_lens`: to read lengths, the host would have to wait for the GPU. And where a sum is divided decides how it rounds: the same shapes give the same division on the same GPU, so the same bits ([determinism](../glossary.md#determinism)).
 #
@@ -639,7 +639,7 @@ def bench(measure):
 #
 # {% set least = rows("decoding_splits", seq_len=8192) | map(attribute="ms") | min %}{% set least_long = rows("decoding_splits", seq_len=65536) | map(attribute="ms") | min %}{% set took, took_long = row("decoding_splits", seq_len=8192, n_splits=32).ms, row("decoding_splits", seq_len=65536, n_splits=32).ms %}The best number of parts measured needs {{ (100 - 100 * least / took) | pct }} less time at 8,192 tokens, {{ (100 - 100 * least_long / took_long) | n(1) }} % less at 65,536.{{ claim(least > 0.93 * took and least_long > 0.98 * took_long) }}
 #
-# Sequences of unequal length: 32 of 256 to `longest` tokens, with room for 32,768. SDPA gets a mask, and reads all:
+# 32 sequences, of 256 to `longest` tokens, with room for 32,768. SDPA gets a mask, and reads all:
 #
 # {{ table("decoding_ragged", columns=["longest", "provider", "ms", "tbps"]) }}
 #

@@ -89,8 +89,8 @@ def hopper_attention_reference(q, k, v, causal=False, scale=None):
 # even one. Phases count from 0, and so do the turns of a slot: in a ring of two, step 5 is slot 1,
 # turn 2, parity 0. The producer waits for the phase *before* its turn, so with the other parity;
 # before turn 0 that counts as complete: an unused slot is free. Queries have a ring of their own,
-# two tiles deep: the next tile's arrive while this one is computed. `LAG`, the steps by which values
-# travel behind their keys, is 0 until rung 3.
+# two tiles deep: the next tile's arrive while this one is computed. `LAG`, the steps by which
+# values travel behind their keys, is 0 until rung 3.
 
 
 # %% tags=["copy"]
@@ -167,10 +167,10 @@ def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
 #
 # Rung 1 is flash attention's loop with its waits in view (`LAG = 0` in the code below): start
 # $S = QK^\top$, wait, softmax, start $PV$, wait. One consumer of eight warps computes a tile of 128
-# queries, and no product runs during its softmax: the first row above. Rung 2 splits the tile between two
-# consumers, each with four warps (a *warpgroup*, which a wgmma needs), 64 queries and an
-# accumulator. While one waits for a product the other can compute exponentials. Nothing makes them
-# alternate, but they tend to: the tensor cores serve one first, and the other stays behind it.
+# queries, and no product runs during its softmax: about 55 %, by the count. Rung 2 splits the tile
+# between two consumers, each with four warps (a *warpgroup*, which a wgmma needs), 64 queries and
+# an accumulator. While one waits for a product the other can compute exponentials. Nothing makes
+# them alternate, but they tend to: the tensor cores serve one first, and the other stays behind it.
 #
 # ## Rung 3: the softmax begins under its own product
 #
