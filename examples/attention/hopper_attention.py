@@ -4,7 +4,7 @@
 # description: The flash-attention forward in Gluon, from one consumer to softmax under product and tiles dealt out by hand, each rung measured and explained.
 # tags: [attention, tensor cores, Gluon, wgmma, TMA, warp specialisation]
 # prerequisites: [attention/flash_attention, attention/warp_specialization]
-# outcome: Count the cycles of a loop on two units of the chip, and write a kernel in Gluon that runs both at once.
+# outcome: Say what another order of the same work may gain, and write a kernel in Gluon that keeps two units of the chip at work at once.
 # ---
 #
 # # Attention on Hopper: softmax under the product

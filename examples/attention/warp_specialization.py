@@ -4,7 +4,7 @@
 # description: What one word on a loop, warp_specialize, makes of flash attention's warps, what it gains, and where it fails, with the experiment that shows it.
 # tags: [attention, tensor cores, TMA, warp specialisation, compiler, debugging]
 # prerequisites: [attention/flash_attention]
-# outcome: Say what roles gain a kernel and read them in the compiled code, and test a kernel beside a neighbour before you trust it.
+# outcome: Count the cycles of a loop on each unit of the chip, read roles in the compiled code, and test a kernel beside a neighbour before you trust it.
 # ---
 #
 # # Roles for warps: one word, its gain, and its price
