@@ -11,9 +11,7 @@
 #
 # {% set before = rec("attention/flash_attention") %}
 # {% set tl, cudnn = before.row("attention_d128_full", provider="triton", seq_len=4096), before.row("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
-# [Flash attention](flash_attention.py) ended at {{ tl.tflops | n(0) }} TFLOP/s for 4,096 tokens and $D = 128$; cuDNN reached
-# {{ cudnn.tflops | n(0) }}, and a large matrix product {{ matmul_tflops("bfloat16", 8192) | n(0) }}. Memory does not explain the gap: attention moves few bytes for its operations.
-# **What do the tensor cores wait for, and what must a kernel say that `tl` has no word for?**
+# [Flash attention](flash_attention.py) ended at {{ tl.tflops | n(0) }} TFLOP/s for 4,096 tokens and $D = 128$; cuDNN reached {{ cudnn.tflops | n(0) }}, and a large matrix product {{ matmul_tflops("bfloat16", 8192) | n(0) }}. Memory does not explain the gap: attention moves few bytes for its operations. **What do the tensor cores wait for, and what must a kernel say that `tl` has no word for?**
 #
 # On the [page before](warp_specialization.py) the compiler gave out roles. Here you do: this page writes that forward again in [Gluon](../glossary.md#gluon), for one chip, Hopper ([compute capability](../glossary.md#compute-capability) 9.0, H100 and H200). Gluon has no [interpreter](../glossary.md#interpreter): without such a GPU you can read on, but not run.
 #
@@ -23,10 +21,12 @@
 #
 # | | $D = 128$ | $D = 64$ |
 # |---|--:|--:|
-# | products and softmax in turn | $2048 / (2048 + 1664)$, 55&nbsp;% | $1024 / (1024 + 1664)$, 38&nbsp;% |
-# | at the same time: the longer of the two sets the pace | 100&nbsp;% | $1024 / 1664$, 62&nbsp;% |
+# | products and softmax in turn | 55&nbsp;% | 38&nbsp;% |
+# | at the same time | 100&nbsp;% | 62&nbsp;% |
 #
-# How does a kernel get from the first row to the second? The first three rungs of this page:
+# In turn, their cycles add up: 2,048 of 3,712 are products at $D = 128$. At the same time, the
+# longer of the two sets the pace, at $D = 64$ the softmax: products run for 1,024 of its 1,664. How
+# does a kernel get from the first row to the second? By the first three rungs of this page:
 #
 # {{ diagram("hopper_timeline") }}
 #
