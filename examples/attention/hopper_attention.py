@@ -369,9 +369,9 @@ def hopper_attention_kernel(
 # `acc` behind the start of $S_j$.
 #
 # **Registers** limit the tile. An SM has 65,536. Two consumers of 128 threads take 240 a thread;
-# the loading warp is given as many threads, and keeps 24 for each: 64,512 in all. At $D = 64$ `acc`
-# is half as large, and three consumers fit at 160: more exponentials at a time, but tiles of 192
-# queries, taken only where keys are many.
+# the loading warp counts as 128 threads too, with 24 each: 64,512 registers in all. At $D = 64$
+# `acc` is half as large, and three consumers fit at 160: more exponentials at a time, but tiles of
+# 192 queries, taken only where keys are many.
 #
 # ## Rung 4: who takes which tile
 #
@@ -679,8 +679,8 @@ def bench(measure):
 #     Give the ring three slots, `STAGES = 3`. Do they fit? Would you expect a gain?
 #
 #     ??? success "Answer"
-#         At $D = 128$ a slot is 64 KiB, queries and output are 96: 288 of 227. At 64 they fit, but
-#         two suffice as long as a block arrives while one is used.
+#         At $D = 128$ a slot is 64 KiB, queries and output are 96: 288 KiB, and there are 227.
+#         At 64 three fit, but two suffice as long as a block arrives while one is used.
 #
 # ??? question "2. No table (two hours)"
 #     Let programs draw their next tile from a counter in memory.

@@ -359,7 +359,8 @@ def bench(measure):
 #     ??? success "Answer"
 #         No: $3 \cdot 128 \cdot 232 = 89{,}088$. With 160 a thread three would fit and leave 32
 #         to the group that loads. But 64 queries at $D = 128$ take 64 registers of each thread for
-#         `acc` and as many for scores of 128 keys, before anything else.
+#         `acc` and as many for scores of 128 keys, before anything else. At $D = 64$ `acc` takes
+#         half as many, and the next page has a kernel with three groups.
 #
 # ??? question "2. Suspect your own (twenty minutes)"
 #     Repeat the experiment with a kernel of yours that must give the same bits each time. What
