@@ -634,8 +634,9 @@ def build(repository: Repository, *options: str) -> subprocess.CompletedProcess:
         copy = shutil.copytree if source.is_dir() else shutil.copy
         target.exists() or copy(source, target)
     for name in ("results.md", "reference.md"):
-        # a picture speaks of lectures that are not here
+        # pictures and links speak of lectures that are not here
         text = re.sub(r"{{ picture\(.*?\) }}", "", (ROOT / "docs" / name).read_text("utf-8"))
+        text = re.sub(r"\]\(\w+/\w+\.py[^)]*\)", "]", text)
         (root / "docs" / name).write_text(text, "utf-8")
     (root / "docs" / "index.md").write_text("# Home\n", "utf-8")
     settings = root / "mkdocs.yml"
