@@ -16,11 +16,18 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import markdown
+import matplotlib
 import yaml
 
 from scripts import figures, lectures, palette, rows
+from scripts.kept import kept
 from scripts.templates import Templates
 
+# what a figure of the same rows depends on
+_DRAWN_BY = (
+    matplotlib.__version__,
+    *(Path(module.__file__).read_text(encoding="utf-8") for module in (figures, palette, rows)),
+)
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.S)
 _NEXT = re.compile(r"\bNext:\s+\[[^\]]*\]\((?P<path>[\w/.]+)\.py\)")
 # what Jinja2 replaces, a number for the reader or nothing
@@ -258,7 +265,7 @@ class Site:
         return self._card(
             up,
             stem,
-            chart.svg(),
+            self._drawn(chart.svg, kind.__name__, options, *self._recorded(name, lecture)),
             chart.alt(),
             title=chart.benchmark.title,
             caption=caption,
@@ -266,6 +273,16 @@ class Site:
             summary=chart.label,
             numbers=chart.table(),
         )
+
+    def _recorded(self, name: str, lecture: str) -> tuple[dict, dict]:
+        """A benchmark and the card's ceilings, as the recording has them."""
+        raw = self.raw(lecture)
+        return next(b for b in raw["benchmarks"] if b["name"] == name), raw["ceilings"]
+
+    def _drawn(self, draw: Callable[[], str], *inputs) -> str:
+        """A figure, drawn anew only where its rows, or the code that draws it, have changed."""
+        folder = self.root / ".cache" / "figures"
+        return kept(folder, ".svg", (_DRAWN_BY, inputs), lambda: draw().encode()).decode()
 
     def _card(
         self,
@@ -426,7 +443,12 @@ class Site:
         return self._card(
             up,
             "figures/roofline",
-            figures.roofline(points, newest.ceilings, dtype),
+            self._drawn(
+                lambda: figures.roofline(points, newest.ceilings, dtype),
+                [(label, best.stored) for label, best in points],
+                vars(newest.ceilings),
+                dtype,
+            ),
             f"Roofline of the {newest.env['gpu']}: measured ceilings, and under them {names}.",
             title=f"Roofline, {newest.env['gpu']}",
             caption=caption,

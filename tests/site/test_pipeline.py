@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from scripts import figures, lectures, mathml, palette, rows
+from scripts import figures, lectures, mathml, pages, palette, rows
 from scripts.notebooks import notebooks, rendered, to_jupyter
 from scripts.pages import Lecture, Site
 from scripts.templates import Templates
@@ -385,6 +385,33 @@ def test_a_figure_is_the_same_bytes_every_time(recorded):
     assert first == second
 
 
+def test_a_figure_is_drawn_again_where_what_it_shows_has_changed(repository, monkeypatch):
+    drawn = []
+
+    def draw(chart) -> str:
+        drawn.append(chart.y)
+        return '<svg viewBox="0 0 1 1"/>'
+
+    def build() -> int:
+        before = len(drawn)
+        figure = repository.site()[0].context("demo/tiny/", "demo/tiny")["figure"]
+        for y in ("percent", "tbps"):
+            figure("op_forward", y=y)
+        return len(drawn) - before
+
+    monkeypatch.setattr(figures.Chart, "svg", draw)
+    assert [build(), build()] == [2, 0]
+    made = recording(repository.script)
+    made["benchmarks"][0]["rows"][0]["ms"] *= 2
+    repository.write(made)
+    assert [build(), build()] == [2, 0]
+    made["ceilings"]["copy"][0]["ms"] *= 2
+    repository.write(made)
+    assert [build(), build()] == [2, 0]
+    monkeypatch.setattr(pages, "_DRAWN_BY", "other code")
+    assert build() == 2
+
+
 def test_the_dark_figure_has_no_colour_of_the_light_one(recorded):
     light = figures.Chart(recorded.benchmark("op_forward"), y="tbps").svg()
     dark = palette.to_dark(light)
@@ -657,6 +684,7 @@ def test_a_strict_build_is_complete_and_repeatable(repository):
     for target in (first, second):
         done = build(repository, "-d", str(target))
         assert done.returncode == 0, done.stderr
+        shutil.rmtree(repository.root / ".cache")  # of drawings
     assert files(first) == files(second)
     dated = {Path("sitemap.xml"), Path("sitemap.xml.gz")}
     names = [str(name) for name in files(first) - dated]
