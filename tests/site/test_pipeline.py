@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from scripts import figures, lectures, mathml, pages, palette, rows
-from scripts.notebooks import notebooks, rendered, to_jupyter
+from scripts.notebooks import SETUP, notebooks, rendered, to_jupyter
 from scripts.pages import Lecture, Site
 from scripts.templates import Templates
 
@@ -633,6 +633,12 @@ def test_the_notebook_to_download(repository):
     assert "https://example.org/figures/demo/tiny/op_forward.light.svg" in prose.source
     assert "> **Mind**" in prose.source
     assert notebook.cells[-1].outputs[0].text == "all is well\n"
+
+
+def test_a_notebook_installs_the_versions_that_lectures_run_on():
+    lines = (ROOT / "examples" / "requirements.txt").read_text("utf-8").splitlines()
+    needed = [f'"{line}"' for line in lines if line.startswith("t")]
+    assert len(needed) == 2 and f"%pip install -q {' '.join(needed)}\n" in SETUP
 
 
 def test_blocks_of_material_in_jupyter():
