@@ -420,8 +420,9 @@ class Site:
     def _roofline(self, up: str, caption: str = "", dtype: str = "bfloat16"):
         """This GPU's ceilings, and the fastest row of every recorded kernel under them."""
         found = [(name, rec) for gpu, name, rec in self.recordings() if gpu == self.gpu]
-        points, body = [], []
+        points, body, named = [], [], []
         for name, recording in found:
+            fastest = []
             for benchmark in recording.benchmarks.values():
                 own = [
                     row
@@ -430,26 +431,32 @@ class Site:
                 ]
                 if own:
                     best = max(own, key=lambda row: row.tflops)
+                    fastest.append(best)
                     label = benchmark.name.replace("_", " ")
-                    points.append((label, best))
                     intensity = rows.significant(best.flops / best.bytes)
                     rate = rows.format_tflops(best.tflops)
                     body.append([label, name, intensity, rate, rows.format_pct(best.percent)])
+            # names of all kernels would not fit
+            shown = max(fastest, key=lambda row: row.tflops, default=None)
+            title = self.lectures[name].meta["title"]
+            points += [(title if row is shown else "", row) for row in fastest]
+            if shown:
+                named.append(f"{title} {rows.format_tflops(shown.tflops)}")
         if not points:
             return rows.UNKNOWN
         name, newest = found[-1]
         header = ["Kernel", "Lecture", "flops for each byte", "rate", "percent of its ceiling"]
-        names = ", ".join(f"{row[0]} {row[3]}" for row in body)
         return self._card(
             up,
             "figures/roofline",
             self._drawn(
                 lambda: figures.roofline(points, newest.ceilings, dtype),
-                [(label, best.stored) for label, best in points],
+                [(title, row.stored) for title, row in points],
                 vars(newest.ceilings),
                 dtype,
             ),
-            f"Roofline of the {newest.env['gpu']}: measured ceilings, and under them {names}.",
+            f"Roofline of the {newest.env['gpu']}: measured ceilings, and under them each lecture's"
+            f" fastest kernel: {', '.join(named)}.",
             title=f"Roofline, {newest.env['gpu']}",
             caption=caption,
             source=f"{_environment(newest.env)} · {self._data_link(up, name)}",

@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+from matplotlib.text import Text
 
 from scripts import figures, lectures, mathml, pages, palette, rows
 from scripts.notebooks import SETUP, notebooks, rendered, to_jupyter
@@ -520,6 +522,28 @@ def test_the_roofline_is_drawn_from_all_recordings(repository):
     assert not said
     assert "op forward" in card
     assert "figures/roofline.dark.svg" in site.files
+
+
+def test_names_in_the_roofline_have_room(recorded, monkeypatch):
+    """As many lectures as this site has, and four times as many kernels."""
+
+    def kernel(intensity: float) -> SimpleNamespace:
+        rate = 0.9 * min(815, intensity)  # the recording's copy moves 1 TB/s
+        return SimpleNamespace(bytes=1, flops=intensity, tflops=rate)
+
+    names = [f"The title of lecture {i}" for i in range(20)]
+    bound = [kernel(0.1 * 1.4**i) for i in range(10)] + [kernel(1500 * 1.2**i) for i in range(10)]
+    dots = [("", kernel(0.1 * 1.1**i)) for i in range(80)]
+    monkeypatch.setattr(figures, "_write", lambda fig: fig)
+    fig = figures.roofline([*dots, *zip(names, bound, strict=True)], recorded.ceilings, "bfloat16")
+    fig.canvas.draw()
+    shown = [text for text in fig.axes[0].texts if text.get_text()]
+    assert {text.get_text() for text in shown} > set(names)
+    boxes = [Text.get_window_extent(text) for text in shown]  # without the lead
+    for i, box in enumerate(boxes):
+        assert 0 <= box.x0 < box.x1 <= fig.bbox.width and 0 <= box.y0 < box.y1 <= fig.bbox.height
+        assert not any(box.overlaps(other) for other in boxes[:i])
+    assert fig.bbox.height < 2 * fig.bbox.width
 
 
 def test_the_results_list_every_gpu_that_was_recorded(repository):
