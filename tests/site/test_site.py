@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from playwright.sync_api import TimeoutError
 
+from scripts.lectures import cells
 from tests.site.built import (
     DESKTOP,
     LECTURES,
@@ -78,6 +79,21 @@ def test_links_anchors_and_images_resolve(site, pages):
             elif not (site / target).is_file():
                 broken.append(f"{address}: no {reference}")
     assert not broken
+
+
+@pytest.mark.parametrize("name", LECTURES)
+def test_lecture_and_reference_link_each_other(pages, name):
+    reference, module = pages["reference/"], f"examples.{name.replace('/', '.')}"
+    copied = [
+        function
+        for cell in cells(LECTURES[name].read_text(encoding="utf-8"))
+        if "copy" in cell.tags
+        for function in re.findall(r"(?m)^def ([a-z]\w*)", cell.source)
+    ]
+    assert copied and {f"{module}.{function}" for function in copied} <= reference.anchors
+    assert any(target == f"../{name}/" for _, _, target in reference.references)
+    linked = {target.partition("#")[2] for _, _, target in pages[f"{name}/"].references}
+    assert any(target.startswith(f"{module}.") for target in linked)
 
 
 def test_nothing_loads_from_another_host(site, pages):
