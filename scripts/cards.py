@@ -6,7 +6,6 @@ time beside that of its peers. The same bytes on every build, kept in a cache by
 
 from __future__ import annotations
 
-import hashlib
 import io
 import textwrap
 from dataclasses import astuple, dataclass
@@ -18,6 +17,7 @@ import PIL
 from PIL import Image, ImageDraw, ImageFont
 
 from scripts import figures, palette, rows
+from scripts.kept import kept
 
 SIZE = WIDTH, HEIGHT = 1200, 630
 EDGE = 72
@@ -65,15 +65,8 @@ def of_recording(part: str, title: str, line: str, recording: rows.Recording) ->
 
 def png(card: Card, cache_folder: Path) -> bytes:
     """The card's file."""
-    key = hashlib.sha256(repr((VERSION, PIL.__version__, COLOURS, astuple(card))).encode())
-    cached = cache_folder / f"{key.hexdigest()[:32]}.png"
-    if not cached.exists():
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        # written apart, since two builds may run at once
-        draft = cached.with_suffix(f".{id(card)}")
-        draft.write_bytes(_draw(card))
-        draft.replace(cached)
-    return cached.read_bytes()
+    inputs = VERSION, PIL.__version__, COLOURS, astuple(card)
+    return kept(cache_folder, ".png", inputs, lambda: _draw(card))
 
 
 @cache

@@ -23,6 +23,7 @@ from scripts import palette, rows
 
 LIGHT = palette.SCHEMES["light"]
 WIDTH, HEIGHT = 5.0, 3.4  # inches
+NAME_HEIGHT = 14.5  # points, of a name in small print
 PIXELS_PER_INCH = 112  # as shown on a desktop
 STYLE = {
     "svg.hashsalt": "figures",  # else every build invents new ids
@@ -445,24 +446,33 @@ def roofline(points: list[tuple[str, rows.Row]], ceilings: rows.Ceilings, dtype:
     """The card's measured ceilings, and kernels under them.
 
     Args:
-        points: Name and fastest row of each kernel; rows without flops or bytes have no place here.
+        points: Name and fastest row of each kernel; without a name it is a dot among the others.
+            Rows without flops or bytes have no place here.
         ceilings: Of the card.
         dtype: Whose matrix rate is the roof.
     """
     with plt.rc_context(STYLE):
-        size = WIDTH, max(0.86 * WIDTH, 1 + 0.3 * len(points))
-        fig, ax = plt.subplots(figsize=size, layout="constrained")
         slope = max(ceilings.copy_tbps(nbytes) for nbytes, _ in ceilings.copy)
         roof = ceilings.matmul_tflops(dtype)
-        xs = [row.flops / row.bytes for _, row in points]
         ridge = roof / slope
-        low, high = min(0.1, *xs) / 2, max(30 * ridge, *xs) * 2
+        dots = sorted((row.flops / row.bytes, row.tflops, name) for name, row in points)
+        named = [dot for dot in dots if dot[2]]
+        memory_bound = [dot for dot in named if dot[0] < ridge]
+        others = named[len(memory_bound) :]
+        size = WIDTH, max(0.86 * WIDTH, 1.5 + 0.3 * len(named))
+        fig, ax = plt.subplots(figsize=size, layout="constrained")
+        low, high = min(0.1, dots[0][0]) / 2, max(30 * ridge, dots[-1][0]) * 2
         ax.loglog([low, ridge, high], [low * slope, roof, roof], color=LIGHT["muted"], lw=1.5)
+        for drawn, marker in ((dots, {"s": 14, "alpha": 0.45}), (named, {"s": 34})):
+            xs, ys, _ = zip(*drawn, strict=True)
+            ax.scatter(xs, ys, color=LIGHT["a"], lw=0, zorder=3, **marker)
         ax.set_xlim(low, high)
-        ax.set_ylim(low * slope / 4, roof * 4)
-        ax.scatter(xs, [row.tflops for _, row in points], color=LIGHT["a"], s=34, zorder=3)
+        # above the roof there is room for names
+        bottom, free = low * slope / 4, min(0.5, 0.15 + NAME_HEIGHT / 72 / size[1] * len(others))
+        ax.set_ylim(bottom, bottom * (roof / bottom) ** (1 / (1 - free)))
+        ax.set_yticks(log_ticks(bottom, 2 * roof))
         ax.set_xlabel("flops for each byte moved")
-        ax.set_title("TFLOP/s", loc="left")
+        ax.set_title("TFLOP/s; named: the fastest of each lecture", loc="left")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             axis.set_minor_locator(NullLocator())
@@ -471,48 +481,51 @@ def roofline(points: list[tuple[str, rows.Row]], ceilings: rows.Ceilings, dtype:
         fig.set_layout_engine("none")
         note = {"textcoords": "offset points", "color": LIGHT["muted"], "ha": "right"}
         ax.annotate(f"copy, {slope:.2f} TB/s", (ridge / 5, roof / 5), (-6, 4), **note)
-        ax.annotate(f"{dtype} product, {roof:.0f} TFLOP/s", (high, roof), (-4, 6), **note)
-        for side, bound in ((1, lambda x: x < ridge), (-1, lambda x: x >= ridge)):
-            group = [point for point, x in zip(points, xs, strict=True) if bound(x)]
-            _name_group(ax, group, side, slope, roof)
+        ax.annotate(f"{dtype}, {roof:.0f} TFLOP/s", (ridge, roof), (-2, 2), **note)
+        _name_under_slope(ax, memory_bound, slope)
+        _name_above_roof(ax, others, roof)
         return _write(fig)
 
 
-def _name_group(ax, points: list[tuple[str, rows.Row]], side: int, slope, level) -> None:
-    """Names kernels in one column, right (1) or left (-1) of their points and under the roof."""
-    if not points:
+def _name_under_slope(ax, dots: list[tuple[float, float, str]], slope: float) -> None:
+    """Names memory-bound kernels in a column right of them, where all have room below the slope."""
+    if not dots:
         return
-    points = sorted(points, key=lambda point: point[1].tflops)
-    pixel, data = ax.transData.transform, ax.transData.inverted().transform
-    ends = [pixel((row.flops / row.bytes, row.tflops)) for _, row in points]
-    scale = ax.figure.dpi / 72
-    heights = [14.5 * scale] * len(points)
-    column = side * (max(side * x for x, _ in ends) + 24 * scale)
-    if side > 0:
-        # so far right that all names have room below the slope
-        _, needed = data((0, ax.bbox.y0 + sum(heights) + 8 * scale))
-        column = begin = max(column, pixel((needed / slope, 1))[0])
-    else:
-        longest = ax.text(0, 0, max((name for name, _ in points), key=len), fontsize="small")
-        begin = column - longest.get_window_extent().width
-        longest.remove()
-    begin, _ = data((begin, 0))
-    _, under = pixel((1, min(level, slope * begin)))
-    top = under - 4 * scale
-    centres = spread([y for _, y in ends], heights, ax.bbox.y0, top)
+    pixel, scale = ax.transData.transform, ax.figure.dpi / 72
+    heights = [NAME_HEIGHT * scale] * len(dots)
+    _, needed = ax.transData.inverted().transform((0, ax.bbox.y0 + sum(heights) + 8 * scale))
+    ends = [pixel((x, y)) for x, y, _ in dots]
+    column = max(ends[-1][0] + 24 * scale, pixel((needed / slope, 1))[0])
+    x, _ = ax.transData.inverted().transform((column, 0))
+    _, under = pixel((1, slope * x))
+    centres = spread([y for _, y in ends], heights, ax.bbox.y0, under - 4 * scale)
+    _name(ax, dots, column, centres, "left")
+
+
+def _name_above_roof(ax, dots: list[tuple[float, float, str]], roof: float) -> None:
+    """Names the other kernels in a column left of them, the rightmost on top."""
+    if not dots:
+        return
+    pixel, scale = ax.transData.transform, ax.figure.dpi / 72
+    column, lowest = pixel((dots[0][0], roof))
+    centres = [lowest + (22 + NAME_HEIGHT * i) * scale for i in range(len(dots))]
+    _name(ax, dots, column - 24 * scale, centres, "right")
+
+
+def _name(ax, dots: list[tuple[float, float, str]], column: float, centres, side: str) -> None:
     # in fractions of the figure: a pixel of the SVG is not one of the renderer's
     fraction = ax.figure.transFigure.inverted().transform
     lead = {"arrowstyle": "-", "color": LIGHT["a"], "lw": 0.6, "shrinkA": 2}
-    for (name, _), end, centre in zip(points, ends, centres, strict=True):
+    for (x, y, name), centre in zip(dots, centres, strict=True):
         ax.annotate(
             name,
-            fraction(end),
+            fraction(ax.transData.transform((x, y))),
             fraction((column, centre)),
             xycoords="figure fraction",
             textcoords="figure fraction",
             color=LIGHT["a"],
             fontsize="small",
-            ha="left" if side > 0 else "right",
+            ha=side,
             va="center",
-            arrowprops=lead | {"relpos": (0 if side > 0 else 1, 0.5)},
+            arrowprops=lead | {"relpos": (0 if side == "left" else 1, 0.5)},
         )

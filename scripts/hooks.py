@@ -27,6 +27,7 @@ from scripts import (  # noqa: E402
     cards,
     export,
     figures,
+    kept,
     lectures,
     mathml,
     notebooks,
@@ -49,7 +50,7 @@ _MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', r
 
 def on_config(config):
     # a preview loads this file once; what it rests on follows every edit
-    rests_on = (lectures, palette, rows, figures, templates, mathml, pages, notebooks)
+    rests_on = (kept, lectures, palette, rows, figures, templates, mathml, pages, notebooks)
     for module in (*rests_on, tags, cards, export):
         importlib.reload(module)
 

@@ -16,11 +16,18 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import markdown
+import matplotlib
 import yaml
 
 from scripts import figures, lectures, palette, rows
+from scripts.kept import kept
 from scripts.templates import Templates
 
+# what a figure of the same rows depends on
+_DRAWN_BY = (
+    matplotlib.__version__,
+    *(Path(module.__file__).read_text(encoding="utf-8") for module in (figures, palette, rows)),
+)
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.S)
 _NEXT = re.compile(r"\bNext:\s+\[[^\]]*\]\((?P<path>[\w/.]+)\.py\)")
 # what Jinja2 replaces, a number for the reader or nothing
@@ -258,7 +265,7 @@ class Site:
         return self._card(
             up,
             stem,
-            chart.svg(),
+            self._drawn(chart.svg, kind.__name__, options, *self._recorded(name, lecture)),
             chart.alt(),
             title=chart.benchmark.title,
             caption=caption,
@@ -266,6 +273,16 @@ class Site:
             summary=chart.label,
             numbers=chart.table(),
         )
+
+    def _recorded(self, name: str, lecture: str) -> tuple[dict, dict]:
+        """A benchmark and the card's ceilings, as the recording has them."""
+        raw = self.raw(lecture)
+        return next(b for b in raw["benchmarks"] if b["name"] == name), raw["ceilings"]
+
+    def _drawn(self, draw: Callable[[], str], *inputs) -> str:
+        """A figure, drawn anew only where its rows, or the code that draws it, have changed."""
+        folder = self.root / ".cache" / "figures"
+        return kept(folder, ".svg", (_DRAWN_BY, inputs), lambda: draw().encode()).decode()
 
     def _card(
         self,
@@ -403,8 +420,9 @@ class Site:
     def _roofline(self, up: str, caption: str = "", dtype: str = "bfloat16"):
         """This GPU's ceilings, and the fastest row of every recorded kernel under them."""
         found = [(name, rec) for gpu, name, rec in self.recordings() if gpu == self.gpu]
-        points, body = [], []
+        points, body, named = [], [], []
         for name, recording in found:
+            fastest = []
             for benchmark in recording.benchmarks.values():
                 own = [
                     row
@@ -413,21 +431,32 @@ class Site:
                 ]
                 if own:
                     best = max(own, key=lambda row: row.tflops)
+                    fastest.append(best)
                     label = benchmark.name.replace("_", " ")
-                    points.append((label, best))
                     intensity = rows.significant(best.flops / best.bytes)
                     rate = rows.format_tflops(best.tflops)
                     body.append([label, name, intensity, rate, rows.format_pct(best.percent)])
+            # names of all kernels would not fit
+            shown = max(fastest, key=lambda row: row.tflops, default=None)
+            title = self.lectures[name].meta["title"]
+            points += [(title if row is shown else "", row) for row in fastest]
+            if shown:
+                named.append(f"{title} {rows.format_tflops(shown.tflops)}")
         if not points:
             return rows.UNKNOWN
         name, newest = found[-1]
         header = ["Kernel", "Lecture", "flops for each byte", "rate", "percent of its ceiling"]
-        names = ", ".join(f"{row[0]} {row[3]}" for row in body)
         return self._card(
             up,
             "figures/roofline",
-            figures.roofline(points, newest.ceilings, dtype),
-            f"Roofline of the {newest.env['gpu']}: measured ceilings, and under them {names}.",
+            self._drawn(
+                lambda: figures.roofline(points, newest.ceilings, dtype),
+                [(title, row.stored) for title, row in points],
+                vars(newest.ceilings),
+                dtype,
+            ),
+            f"Roofline of the {newest.env['gpu']}: measured ceilings, and under them each lecture's"
+            f" fastest kernel: {', '.join(named)}.",
             title=f"Roofline, {newest.env['gpu']}",
             caption=caption,
             source=f"{_environment(newest.env)} · {self._data_link(up, name)}",

@@ -293,10 +293,10 @@ def flash_decoding_kernel(
 # \bigl(w + \tfrac12 [w > 1]\bigr) \, \bigl(\lceil \text{blocks} / n \rceil + 2\bigr) ,
 # $$
 #
-# and `_splits` takes the best $n$, 128 at most. A part has 128 blocks at most, where 128 parts are
-# enough for that, so that one long sequence among short ones is divided too. `_splits` looks at
-# shapes alone, never at `seq_lens`. To read lengths, the host would have to wait for the GPU. And
-# where a sum is divided decides how it rounds: the same shapes give the same division on the same GPU, so the same bits ([determinism](../glossary.md#determinism)).
+# and `_splits` takes the best $n$, 128 at most. For one sequence of 8,192 tokens with 8 KV heads,
+# $P = 8$, it is 32, for eight such sequences 4: either way 256 programs, nearly a wave of 264.
+#
+# A part has 128 blocks at most, where 128 parts are enough for that, so that one long sequence among short ones is divided too. `_splits` looks at shapes alone, never at `seq_lens`: to read lengths, the host would have to wait for the GPU. And where a sum is divided decides how it rounds: the same shapes give the same division on the same GPU, so the same bits ([determinism](../glossary.md#determinism)).
 #
 # **Who waits.** The merge is launched behind the parts and starts once the last has ended, so the chip idles in between. On [Hopper](../glossary.md#hopper) and later a kernel may be launched *early*, if the one before allows it (`gdc_launch_dependents`): its programs begin while the first kernel still runs, and wait in `gdc_wait` until that has ended and all that it wrote is visible.
 #
@@ -635,9 +635,11 @@ def bench(measure):
 # {% set ours, waits = row("decoding_steps", provider="triton", seq_len=8192), row("decoding_steps", provider="triton_grouped", seq_len=8192) %}
 # At 8,192 tokens the first kernel reaches {{ (100 * row("decoding_steps", provider="triton_read", seq_len=8192).ms / first.ms) | n(1) }} % of a read's speed; splitting gains {{ (first.ms / split.ms) | times }}, sharing keys {{ (split.ms / waits.ms) | times }}, the early start {{ ((waits.ms - ours.ms) * 1000) | n(1) }} µs.{{ claim(first.ms > 3 * split.ms and split.ms > waits.ms and waits.ms >= ours.ms) }}
 #
-# {{ figure("decoding_splits", y="us", where={"seq_len": 8192}, logy=True, caption="By the number of parts, at 8,192 tokens: few leave SMs idle; from 16 on the time changes by less than a fifth. `_splits` takes 32.") }}{% set enough = rows("decoding_splits", seq_len=8192) | selectattr("n_splits", "ge", 16) | map(attribute="ms") | list %}{{ claim(enough | max < 1.2 * enough | min) }}
+# {{ figure("decoding_splits", y="us", where={"seq_len": 8192}, logy=True, caption="By the number of parts, at 8,192 tokens: few leave SMs idle; from 16 on the time changes by less than a fifth. `_splits` takes 32, and 32 at 65,536 tokens too.") }}{% set enough = rows("decoding_splits", seq_len=8192) | selectattr("n_splits", "ge", 16) | map(attribute="ms") | list %}{{ claim(enough | max < 1.2 * enough | min) }}
 #
-# 32 sequences of 256 to `longest` tokens, with room for 32,768. SDPA gets a mask, and reads all:
+# {% set least = rows("decoding_splits", seq_len=8192) | map(attribute="ms") | min %}{% set least_long = rows("decoding_splits", seq_len=65536) | map(attribute="ms") | min %}{% set took, took_long = row("decoding_splits", seq_len=8192, n_splits=32).ms, row("decoding_splits", seq_len=65536, n_splits=32).ms %}The best number of parts measured needs {{ (100 - 100 * least / took) | pct }} less time at 8,192 tokens, {{ (100 - 100 * least_long / took_long) | n(1) }} % less at 65,536.{{ claim(least > 0.93 * took and least_long > 0.98 * took_long) }}
+#
+# 32 sequences, of 256 to `longest` tokens, with room for 32,768. SDPA gets a mask, and reads all:
 #
 # {{ table("decoding_ragged", columns=["longest", "provider", "ms", "tbps"]) }}
 #
@@ -645,21 +647,21 @@ def bench(measure):
 #
 # {% set short, long = row("decoding_b1", provider="triton", seq_len=8192), row("decoding_b1", provider="triton", seq_len=131072) %}
 # {% set short_read, long_read = row("decoding_b1", provider="triton_read", seq_len=8192), row("decoding_b1", provider="triton_read", seq_len=131072) %}
-# **The start and the end.** At batch 1 a call takes {{ ((short.ms - short_read.ms) * 1000) | n(0) }} µs more than a read of 8,192 tokens, and {{ ((long.ms - long_read.ms) * 1000) | n(0) }} more than one of 131,072: the second launch, and programs that begin and end together.{{ claim(long.ms - long_read.ms < 2 * (short.ms - short_read.ms)) }}
+# **The start and the end.** At batch 1 a call takes {{ ((short.ms - short_read.ms) * 1000) | n(0) }} µs more than a read of 8,192 tokens, and {{ ((long.ms - long_read.ms) * 1000) | n(0) }} more than one of 131,072: the second launch, and programs that begin and end together.{{ claim(long.ms - long_read.ms < 2 * (short.ms - short_read.ms)) }} So one sequence reaches 90 % of a read from 65,536 tokens on; eight and 64 do from 8,192.{% for name, least in [("decoding_b1", 65536), ("decoding_b8", 8192), ("decoding_b64", 8192)] %}{% for r in rows(name, provider="triton") if name == "decoding_b1" or r.seq_len >= least %}{{ claim((row(name, provider="triton_read", seq_len=r.seq_len).ms > 0.9 * r.ms) == (r.seq_len >= least)) }}{% endfor %}{% endfor %}
 #
 # {% set many, cudnn = row("decoding_b64", provider="triton", seq_len=2048), row("decoding_b64", provider="sdpa_cudnn", seq_len=2048) %}
-# **Many sequences.** 64 fill the chip undivided; `_splits` divides them all the same, as shorter programs leave a shorter end. At 64 × 2,048 tokens it takes 2 parts, and cuDNN {{ (100 - 100 * cudnn.ms / many.ms) | pct }} less time.{{ claim(cudnn.ms < 0.98 * many.ms) }} The longer the programs, the less that end weighs: from 8 × 32,768 tokens on, and from 64 × 16,384, the best of SDPA's backends and this kernel are within 2 % of each other.{% for name, least in [("decoding_b8", 32768), ("decoding_b64", 16384)] %}{% for r in rows(name, provider="triton") if r.seq_len >= least %}{{ claim(0.98 < (rows(name, seq_len=r.seq_len) | selectattr("provider", "in", ["sdpa_flash", "sdpa_cudnn"]) | map(attribute="ms") | min) / r.ms < 1.02) }}{% endfor %}{% endfor %}
+# **Many sequences.** 64 fill the chip undivided; `_splits` divides them all the same, as shorter programs leave a shorter end. At 64 × 2,048 tokens it takes 2 parts, 1,024 programs or nearly four waves, and cuDNN takes {{ (100 - 100 * cudnn.ms / many.ms) | pct }} less time.{{ claim(cudnn.ms < 0.98 * many.ms) }} The longer the programs, the less their starts and ends weigh: from 8 × 32,768 tokens on, and from 64 × 16,384, the best of SDPA's backends and this kernel are within 2 % of each other.{% for name, least in [("decoding_b8", 32768), ("decoding_b64", 16384)] %}{% for r in rows(name, provider="triton") if r.seq_len >= least %}{{ claim(0.98 < (rows(name, seq_len=r.seq_len) | selectattr("provider", "in", ["sdpa_flash", "sdpa_cudnn"]) | map(attribute="ms") | min) / r.ms < 1.02) }}{% endfor %}{% endfor %}
 #
 # {% set whole, paged = row("decoding_ragged", provider="triton", longest=32768), row("decoding_ragged", provider="triton_pages_of_16", longest=32768) %}
-# **Pages** of 16 take {{ (100 * paged.ms / whole.ms - 100) | pct }} more time than a cache without pages, for the 32 lengths up to 32,768.{{ claim(paged.ms > 1.02 * whole.ms) }}
+# {% set mixed, mixed_read = row("decoding_ragged", provider="triton", longest=4096), row("decoding_ragged", provider="triton_read", longest=4096) %}**Unequal lengths** up to 32,768 are read at {{ (100 * row("decoding_ragged", provider="triton_read", longest=32768).ms / whole.ms) | pct }} of a read's speed, those up to 4,096 at {{ (100 * mixed_read.ms / mixed.ms) | pct }}. `_splits` sees room for 32,768 tokens and divides each sequence in 9, the short ones too: the shortest have parts of one block or none, all start and end. **Pages** of 16 take {{ (100 * paged.ms / whole.ms - 100) | pct }} more time than a cache without pages, for the 32 lengths up to 32,768: as step 4 said, less of the cache is under way.{{ claim(paged.ms > 1.02 * whole.ms and mixed_read.ms < 0.8 * mixed.ms) }}
 #
 # {% set ours, read = row("decoding_b1", provider="triton", seq_len=1024), row("decoding_b1", provider="triton_read", seq_len=1024) %}
-# **Short contexts.** 1,024 tokens are {{ ours.bytes | bytes }}, a read of {{ read.ms | ms }}; two launches take {{ ours.ms | ms }}, and Python {{ ours.host_us | n(0) }} µs to make them ({{ row("decoding_b1", provider="sdpa_flash", seq_len=1024).host_us | n(0) }} for SDPA's).{{ claim(ours.host_us * 1e-3 > ours.ms) }} A token passes all layers, one attention after the other, and pays this in each. So servers record a step as a [CUDA graph](../glossary.md#cuda-graph), and replay it. They can, as nothing that the host chooses depends on `seq_lens`. 32 layers, timed with their launches queued beforehand:
+# **Short contexts.** 1,024 tokens are {{ ours.bytes | bytes }}, a read of {{ read.ms | time }}; two launches take {{ ours.ms | time }} ({{ row("decoding_b1", provider="sdpa_cudnn", seq_len=1024).ms | time }} for cuDNN's), {{ claim(row("decoding_b1", provider="sdpa_cudnn", seq_len=1024).ms < 0.98 * ours.ms) }}and Python {{ ours.host_us | n(0) }} µs to make them ({{ row("decoding_b1", provider="sdpa_flash", seq_len=1024).host_us | n(0) }} for SDPA's flash backend).{{ claim(ours.host_us * 1e-3 > ours.ms) }} A token passes all layers, one attention after the other, and pays this in each. So servers record a step as a [CUDA graph](../glossary.md#cuda-graph), and replay it. They can, as nothing that the host chooses depends on `seq_lens`. 32 layers, timed with their launches queued beforehand:
 #
 # {{ table("decoding_layers", columns=["seq_len", "provider", "ms", "host_us"]) }}
 #
 # {% set calls, replay = row("decoding_layers", provider="triton", seq_len=1024), row("decoding_layers", provider="triton_graph", seq_len=1024) %}
-# The GPU needs {{ calls.ms | ms }} for 1,024 tokens, the host {{ calls.host_us | n(0) }} µs to launch it all: without a graph the GPU waits for the host. A replay takes the host {{ replay.host_us | n(0) }} µs.{{ claim(calls.host_us > 5000 * calls.ms and replay.host_us < 1000 * replay.ms) }}
+# The GPU needs {{ (calls.ms * 1000) | n(0) }} µs for 1,024 tokens, the host {{ calls.host_us | n(0) }} µs to launch it all: without a graph the GPU waits for the host. A replay takes the host {{ replay.host_us | n(0) }} µs.{{ claim(calls.host_us > 5000 * calls.ms and replay.host_us < 1000 * replay.ms) }}
 #
 # ## What to remember
 #

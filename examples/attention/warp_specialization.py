@@ -4,7 +4,7 @@
 # description: What one word on a loop, warp_specialize, makes of flash attention's warps, what it gains, and where it fails, with the experiment that shows it.
 # tags: [attention, tensor cores, TMA, warp specialisation, compiler, debugging]
 # prerequisites: [attention/flash_attention]
-# outcome: Say what roles gain a kernel and read them in the compiled code, and test a kernel beside a neighbour before you trust it.
+# outcome: Count the cycles of a loop on each unit of the chip, read roles in the compiled code, and test a kernel beside a neighbour before you trust it.
 # ---
 #
 # # Roles for warps: one word, its gain, and its price
@@ -22,20 +22,19 @@
 #
 # ## What it may gain
 #
-# Count a step of the loop, 128 queries and 128 keys, in cycles of a multiprocessor. It does 4,096
-# operations of products a cycle, 16 exponentials, and 128 multiply-adds; scale, maximum, sum and
-# rounding take about the time of five multiply-adds a score. ([The next page](hopper_attention.py#count-cycles-not-bytes) says where these rates come from.)
+# Count cycles of a multiprocessor. In each, its tensor cores do 4,096 operations: half of the H200's [1,979 TFLOP/s](https://www.nvidia.com/en-us/data-center/h200/), which are for sparse matrices, over 132 multiprocessors at 1.83 GHz. Its other units do [16 exponentials](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions), 128 multiply-adds or 64 maxima. One step of the loop, 128 queries and 128 keys:
 #
-# | | $D = 128$ | $D = 64$ |
+# | cycles of one multiprocessor | $D = 128$ | $D = 64$ |
 # |---|--:|--:|
 # | both products, $4 \cdot 128 \cdot 128 \cdot D$ operations | 2,048 | 1,024 |
-# | softmax: 1,024 for the exponentials, 640 for the rest | 1,664 | 1,664 |
-# | one after the other | 3,712 | 2,688 |
-# | at the same time: the longer of the two | 2,048 | 1,664 |
+# | 128 × 128 exponentials | 1,024 | 1,024 |
+# | scale, maximum, sum, rounding: about the time of five multiply-adds a score | 640 | 640 |
+# | products and softmax one after the other: the sum | 3,712 | 2,688 |
+# | at the same time: the products, or the two rows of the softmax, whichever takes longer | 2,048 | 1,664 |
 # | **roles may gain** | **1.8×** | **1.6×** |
 #
 # {% set before = rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096) %}
-# One after the other, products run 55 % of the time at $D = 128$. The kernel of the last page has two programs to a multiprocessor, which overlap as it happens, and reaches {{ (before.tflops / matmul_tflops("bfloat16", 8192) * 100) | pct }} of a large product's rate.
+# One after the other, products run 55 % of the time at $D = 128$ and 38 % at 64. The kernel of the last page has two programs to a multiprocessor, whose products and softmaxes overlap by chance. At $D = 128$ it reaches {{ (before.tflops / matmul_tflops("bfloat16", 8192) * 100) | pct }} of a large product's rate.
 
 # %% tags=["copy"]
 import math
@@ -55,13 +54,13 @@ def role_attention_reference(q, k, v):
 #
 # `warp_specialize=True`, and the compiler gives out the roles. In Triton 3.6 and 3.7 it has
 # conditions. With an `if` in the loop, or with eight warps to a group, it drops the word and says
-# nothing. A mask would have to be for every block, so this kernel has none, causal or at an edge.
-# And it makes its [descriptors](../glossary.md#descriptor) itself: with the host's it does not compile. A descriptor made in
+# nothing. Without an `if` a mask would cost every block, so this kernel has none: its attention is
+# full, and its lengths are whole blocks. And it makes its [descriptors](../glossary.md#descriptor) itself: with the host's it does not compile. A descriptor made in
 # a kernel lies in memory, for which `set_allocator` below names a source.
 #
 # The three groups fill a multiprocessor. So each multiprocessor has one program, which takes tile
-# after tile (it is [persistent](../glossary.md#persistent-kernel)): while the computing warps finish one, the loading ones have begun with the
-# next. `ROLES` keeps the word or takes it away.
+# after tile (it is [persistent](../glossary.md#persistent-kernel)): while the computing warps finish one tile, the loading ones have begun
+# with the next. `ROLES` keeps the word or takes it away.
 
 # %% tags=["copy"]
 @triton.jit
@@ -237,8 +236,8 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Is it fast?
 #
-# Sixteen heads, as many sequences as make 16,384 tokens. Before you look: the count says 1.8 and
-# 1.6 times. At which $D$ does the word gain more, and is it enough to pass the last page's kernel?
+# Sixteen heads, as many sequences as make 16,384 tokens. Before you look: the count says up to 1.8
+# and 1.6 times. At which $D$ does the word gain more? Is it enough to pass the last page's kernel?
 
 # %% tags=["fold"]
 def bench(measure):
@@ -305,7 +304,7 @@ def bench(measure):
 # {% set flash = rec("attention/flash_attention") %}
 # {{ figure("roles_d128", caption="D = 128: the word takes the kernel most of the way to cuDNN’s. “Triton” is the kernel without it.") }}
 #
-# {{ figure("roles_d64", caption="D = 64: nearer still, from a lower start.") }}
+# {{ figure("roles_d64", caption="D = 64: with the word nearer still to cuDNN’s, from a lower start.") }}
 #
 # What roles gain in single launches, over the same lines without them / over `flash_attention`, the
 # kernel of the last page:
@@ -318,7 +317,7 @@ def bench(measure):
 #
 # {% for r in rows("roles_d128", provider="triton_roles") %}{% set n = r.seq_len %}{% set same, cudnn, last = row("roles_d128", provider="triton", seq_len=n), row("roles_d128", provider="sdpa_cudnn", seq_len=n), flash.row("attention_d128_full", provider="triton", seq_len=n) %}{% set r64, same64, cudnn64, last64 = row("roles_d64", provider="triton_roles", seq_len=n), row("roles_d64", provider="triton", seq_len=n), row("roles_d64", provider="sdpa_cudnn", seq_len=n), flash.row("attention_d64_full", provider="triton", seq_len=n) %}{{ claim(same64.ms / r64.ms > 1.03 * same.ms / r.ms and r.ms < 0.96 * last.ms and cudnn.ms < r.ms and (r.ms - cudnn.ms) < 0.5 * (same.ms - cudnn.ms) and cudnn.ms / r.ms < 0.98 * cudnn64.ms / r64.ms and last.ms < 0.9 * same.ms) }}{% if n >= 4096 %}{{ claim(r64.ms > 1.01 * last64.ms) }}{% endif %}{% if n == 512 %}{{ claim(r64.ms < 0.97 * last64.ms and same64.ms / r64.ms > 1.15 * row("roles_d64", provider="triton", seq_len=16384).ms / row("roles_d64", provider="triton_roles", seq_len=16384).ms and same.ms / r.ms > 1.15 * row("roles_d128", provider="triton", seq_len=16384).ms / row("roles_d128", provider="triton_roles", seq_len=16384).ms) }}{% endif %}{% endfor %}
 # {% set alike, roles, cudnn = row("roles_d128", provider="triton", seq_len=4096), row("roles_d128", provider="triton_roles", seq_len=4096), row("roles_d128", provider="sdpa_cudnn", seq_len=4096) %}{% set alike64, roles64 = row("roles_d64", provider="triton", seq_len=4096), row("roles_d64", provider="triton_roles", seq_len=4096) %}
-# **At which $D$?** At 64, against the count: {{ (alike64.ms / roles64.ms) | times }} at 4,096 tokens, {{ (alike.ms / roles.ms) | times }} at 128. A likely reason is power: tensor cores that work more of the time draw more of it, and the chip lowers its clock. [Back to back](../glossary.md#cool-and-hot) the kernel with roles is slower by {{ (100 * roles.ms_hot / roles.ms - 100) | pct }} at $D = 128$ and by {{ (100 * roles64.ms_hot / roles64.ms - 100) | pct }} at 64; without roles it is as fast as in single launches.{{ claim(roles.ms_hot / roles.ms > 1.04 * roles64.ms_hot / roles64.ms and 0.97 < alike.ms_hot / alike.ms < 1.03 and 0.97 < alike64.ms_hot / alike64.ms < 1.03) }}
+# **At which $D$?** At $D = 64$, against the count: with 4,096 tokens {{ (alike64.ms / roles64.ms) | times }}, and {{ (alike.ms / roles.ms) | times }} at $D = 128$. A likely reason is power: tensor cores that work more of the time draw more of it, and the chip lowers its clock. [Back to back](../glossary.md#cool-and-hot) the kernel with roles is slower by {{ (100 * roles.ms_hot / roles.ms - 100) | pct }} at $D = 128$ and by {{ (100 * roles64.ms_hot / roles64.ms - 100) | pct }} at 64; without roles it is as fast as in single launches.{{ claim(roles.ms_hot / roles.ms > 1.04 * roles64.ms_hot / roles64.ms and 0.97 < alike.ms_hot / alike.ms < 1.03 and 0.97 < alike64.ms_hot / alike64.ms < 1.03) }}
 #
 # **Is it enough?** At $D = 128$, yes: {{ roles.tflops | n(0) }} TFLOP/s, {{ flash.row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }} on the last page, {{ cudnn.tflops | n(0) }} for cuDNN. At 64, only where sequences are short. Part of what roles gain over the same lines makes up for a handicap: without roles this kernel has one program of eight warps to a multiprocessor, and no second one multiplies during its softmax. `flash_attention` has two programs and is ahead of it. So compare a word with the best kernel that you have, not with the same lines without it.
 #
@@ -362,7 +361,8 @@ def bench(measure):
 #     ??? success "Answer"
 #         No: $3 \cdot 128 \cdot 232 = 89{,}088$. With 160 a thread three would fit and leave 32
 #         to the group that loads. But 64 queries at $D = 128$ take 64 registers of each thread for
-#         `acc` and as many for scores of 128 keys, before anything else.
+#         `acc` and as many for scores of 128 keys, before anything else. At $D = 64$ `acc` takes
+#         half as many, and the next page has a kernel with three groups.
 #
 # ??? question "2. Suspect your own (twenty minutes)"
 #     Repeat the experiment with a kernel of yours that must give the same bits each time. What

@@ -694,7 +694,7 @@ def bench(measure):
 #
 # ## Use it in your project
 #
-# Time `read`, `copy` and `chase` on your GPU to find *its* levels. In your model, take the
-# operation that a profiler shows as slow, write down the bytes that it must read and write, and
-# divide by the bandwidth of a copy. If its time is near that, only moving less helps: fuse it with
-# a neighbour that reads what it writes, as the [softmax lecture](../fusion/softmax.py) does.
+# Time [read][examples.foundations.memory_hierarchy.read], `copy` and `chase` on your GPU to find
+# *its* levels. In your model, take the operation that a profiler shows as slow, write down the
+# bytes that it must read and write, and divide by the bandwidth of a copy. If its time is near
+# that, only moving less helps: fuse it with a neighbour that reads what it writes, as the [softmax lecture](../fusion/softmax.py) does.

@@ -290,3 +290,18 @@ def test_bias_relu(lecture, device, shape, block):
     lecture.bias_relu(lecture.bias_relu_kernel, x, bias, out[:-1], **config)
     want = torch.relu(x.float() + bias.float()).half()
     assert torch.equal(out[:-1], want) and out[-1].isnan().all()
+
+
+@pytest.mark.gpu
+def test_beyond_int32(lecture):
+    long, short = 2**17 + 128, 2**14  # row 2**17 begins at element 2**31
+    for M, N, K in ((long, short, 16), (long, 16, short)):
+        a, b = (torch.ones(size, device="cuda").half() for size in ((M, K), (K, N)))
+        a[2**17 :] = 2
+        c = lecture.matmul(a, b)
+        assert (c[: 2**17] == K).all() and (c[2**17 :] == 2 * K).all()
+    x = torch.ones(long, short, dtype=torch.float16, device="cuda")
+    x[2**17 :] = -1
+    bias = torch.ones_like(x[0])
+    lecture.bias_relu(lecture.bias_relu_kernel, x, bias, x, BLOCK_M=4, BLOCK_N=512)
+    assert (x[: 2**17] == 2).all() and (x[2**17 :] == 0).all()

@@ -7,6 +7,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 SIZES = [0, 1, 2, 31, 1023, 1024, 1025, 7919]
 FLOATS = [
@@ -29,6 +31,21 @@ def test_scale_extremes(lecture, device):
     x = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e38, 1e-45], device=device)
     torch.testing.assert_close(lecture.scale(x, 10.0), x * 10, rtol=0, atol=0, equal_nan=True)
     assert lecture.scale(x[None, :3].expand(4, 3).contiguous(), 1.0).shape == (4, 3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(0, 3000), factor=st.floats(-1e4, 1e4, width=32))
+def test_scale_any_length(lecture, device, n, factor):
+    x = torch.randn(n, device=device)
+    assert torch.equal(lecture.scale(x, factor), factor * x)
+
+
+@pytest.mark.gpu
+def test_scale_beyond_int32(lecture):
+    x = torch.ones(2**31 + 1025, dtype=torch.float16, device="cuda")
+    x[2**31 :] = 3
+    y = lecture.scale(x, 2.0)
+    assert (y[: 2**31] == 2).all() and (y[2**31 :] == 6).all()
 
 
 def test_scale_refuses(lecture, device):

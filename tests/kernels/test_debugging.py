@@ -137,3 +137,58 @@ def test_the_interpreter_set_too_late_fails(lecture):
 def test_a_breakpoint_may_stay_in_the_source(lecture):
     said = lecture._roots("cuda", PYTHONBREAKPOINT="bug.no_such_function")
     assert "1.0, 2.0, 3.0, 4.0, 5.0" in said and "Error" not in said
+
+
+@triton.jit
+def one_too_far_kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offs, mask=offs < n)
+    tl.store(out_ptr + offs + 1, x + x, mask=offs < n)
+
+
+def test_answer_1(lecture, device):
+    out, guards = lecture.guarded_like(torch.ones(10, device=device))
+    one_too_far_kernel[(3,)](torch.ones_like(out), out, 10, BLOCK=4)
+    assert lecture.first_nan(out) == 0
+    assert guards[1, 0] == 2 and (~guards.isnan()).sum() == 1
+
+
+@triton.jit
+def shift_kernel(x_ptr, REVERSED: tl.constexpr):
+    pid = tl.program_id(0)
+    if REVERSED:
+        pid = tl.num_programs(0) - 1 - pid
+    offs = pid * 4 + tl.arange(0, 4)
+    tl.store(x_ptr + offs, tl.load(x_ptr + offs + 1))
+
+
+@pytest.mark.interpreter
+def test_answer_2():
+    for backwards, wanted in ((False, [*range(1, 9), 8]), (True, [1, 2, 3, 5, 5, 6, 7, 8, 8])):
+        x = torch.arange(9.0)
+        shift_kernel[(2,)](x, backwards)
+        assert x.tolist() == wanted
+
+
+@triton.jit
+def softmax_kernel(x_ptr, out_ptr, MENDED: tl.constexpr, n: tl.constexpr):
+    offs = tl.program_id(0) * n + tl.arange(0, n)
+    x = tl.load(x_ptr + offs)
+    row_max = tl.max(x)
+    if MENDED:
+        row_max = tl.where(row_max == float("-inf"), 0.0, row_max)
+    e = tl.exp(x - row_max)
+    total = tl.sum(e)
+    if MENDED:
+        total = tl.where(total == 0, 1.0, total)
+    tl.store(out_ptr + offs, e / total)
+
+
+def test_answer_3(lecture, device):
+    x = torch.randn(4, 8, device=device)
+    x[2], x[3, 1:] = -torch.inf, -torch.inf
+    out = torch.empty_like(x)
+    softmax_kernel[(4,)](x, out, False, 8)
+    assert lecture.first_nan(out) // 8 == 2
+    softmax_kernel[(4,)](x, out, True, 8)
+    torch.testing.assert_close(out, torch.softmax(x, dim=1).nan_to_num())

@@ -8,6 +8,7 @@ import re
 import subprocess
 import symtable
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,21 @@ def operations(script: Path) -> list[ast.FunctionDef]:
     return [f for f in functions if f"{f.name}_reference" in names]
 
 
+def answers(script: Path) -> list[str]:
+    """The programs in the folded answers to a lecture's exercises."""
+    prose = re.sub(r"(?m)^# ?", "", script.read_text(encoding="utf-8"))
+    folded = re.findall(r'(?m)^ +\?\?\? success "Answer"\n((?: {8}.*\n|\n)+)', prose)
+    found = [re.findall(r"(?ms)^ +```python\n(.*?)^ +```$", answer) for answer in folded]
+    return [textwrap.dedent(program) for programs in found for program in programs]
+
+
+ANSWERS = [
+    pytest.param(script, program, id=f"{script.stem}-{number}")
+    for script in LECTURES
+    for number, program in enumerate(answers(script), 1)
+]
+
+
 def undefined_names(source: str) -> set[str]:
     """Names that a function uses, and that neither the module nor Python defines."""
     module = symtable.symtable(source, "copy", "exec")
@@ -94,6 +110,17 @@ def test_the_file_alone_runs_and_checks_itself(script, tmp_path, device):
         return
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.strip(), "check prints no table"
+
+
+@pytest.mark.parametrize(("script", "program"), ANSWERS)
+def test_answers_check_themselves(script, program, tmp_path, device):
+    """A program in an answer is whole: it runs beside its lecture, and compares its result."""
+    assert "assert" in program
+    copied(script.read_text(encoding="utf-8"), script.name, tmp_path)
+    interpreter = {} if device == "cuda" else {"TRITON_INTERPRET": "1"}
+    answer = copied(program, "answer.py", tmp_path)
+    result = isolated("run", answer, PYTHONPATH=str(tmp_path), **interpreter)
+    assert result.returncode == 0, result.stderr
 
 
 @every_lecture

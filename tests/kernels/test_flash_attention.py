@@ -178,9 +178,44 @@ def test_inputs_stay_as_they_are(lecture, device):
     assert torch.equal(torch.stack([q, k, v]), before)
 
 
-def test_large_scores_do_not_overflow(lecture, device):
+@both_kinds
+def test_large_scores_do_not_overflow(lecture, device, causal):
     q, k, v = inputs((1, 1, 130, 64), device)
-    agrees(lecture, q * 100, k, v)
+    agrees(lecture, q * 100, k, v, causal=causal)
+
+
+@both_kinds
+def test_runs_are_alike_to_the_bit(lecture, device, causal):
+    shape = (2, 16, 1500, 128) if device == "cuda" else (1, 2, 150, 64)
+    q, k, v = inputs(shape, device)
+    first = lecture.flash_attention(q, k, v, causal=causal)
+    for _ in range(20 if device == "cuda" else 1):
+        assert torch.equal(lecture.flash_attention(q, k, v, causal=causal), first)
+
+
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(300, 1), (130, 60), (70, 66)])
+def test_rows_that_see_no_key(lecture, device, n_queries, n_keys):
+    q, k, v = inputs((1, 2, n_queries, 64), device, n_keys=n_keys)
+    out, lse = lecture.flash_attention(q, k, v, causal=True, return_lse=True)
+    none = n_queries - n_keys
+    assert not out[:, :, :none].any() and lse[:, :, :none].isneginf().all()
+    assert not out.isnan().any() and lse[:, :, none:].isfinite().all()
+
+
+@pytest.mark.gpu
+@every_dtype
+@both_kinds
+@pytest.mark.parametrize("head_dim", HEAD_DIMS[1:])
+def test_no_less_exact_than_torch(lecture, device, head_dim, causal, dtype):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    q, k, v = inputs((1, 4, 2048, head_dim), device, dtype)
+    want, _ = lecture.flash_attention_reference(q.double(), k.double(), v.double(), causal)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        peer = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    ours = lecture.flash_attention(q, k, v, causal=causal)
+    error, allowed = ((x.double() - want).square().mean().sqrt() for x in (ours, peer))
+    assert error <= 1.1 * allowed
 
 
 def test_the_future_does_not_matter(lecture, device):

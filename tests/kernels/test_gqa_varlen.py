@@ -138,6 +138,14 @@ def test_float64_shows_no_error_of_method(lecture):
     agrees(lecture, *x, causal=True, window_size=(40, -1), softcap=2.0)
 
 
+@pytest.mark.parametrize("mean", [-6.0, 6.0])
+def test_extreme_scores(lecture, device, mean):
+    """Log-sum-exps far from 0 on both sides; keys past the end of a sequence have the score 0."""
+    q, k, v, do, *ends = inputs([70, 33], [100, 33], 2, 2, device=device)
+    q, k = 0.3 * q + abs(mean), 0.3 * k + mean
+    agrees(lecture, q, k, v, do, *ends, causal=True, within=16.0)
+
+
 def test_a_sequence_does_not_know_its_neighbours(lecture, device):
     """The same bits alone and in a batch, beside NaN."""
     options = {"causal": True, "window_size": (30, -1)}

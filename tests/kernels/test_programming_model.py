@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -231,3 +233,33 @@ def test_mistakes_are_those_that_the_page_tells(lecture, device, capsys):
     assert overlapping.split()[1:] == [*"123456", *"....", "guard", *"......"]
     assert unmasked.split()[1:] == [*map(str, range(1, 11)), "guard", "11", "12", *"...."]
     assert mended.split()[1:] == [*map(str, range(1, 11)), "guard", *"......"]
+
+
+def test_answer_1(lecture, monkeypatch, capsys):
+    monkeypatch.setattr(triton, "cdiv", lambda n, block: n // block)
+    lecture.show_copy(lecture.copy_kernel)
+    assert capsys.readouterr().out.split()[1:] == [*"12345678..", "guard", *"......"]
+
+
+@triton.jit
+def grey_of(red, green, blue):
+    return (299 * (red & 255) + 587 * (green & 255) + 114 * (blue & 255) + 500) // 1000
+
+
+@triton.jit
+def grey_words_kernel(words_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # four pixels, three words, a lane
+    u = tl.load(words_ptr + 3 * i, mask=i < n)
+    v = tl.load(words_ptr + 3 * i + 1, mask=i < n)
+    w = tl.load(words_ptr + 3 * i + 2, mask=i < n)
+    grey = grey_of(u, u >> 8, u >> 16) | grey_of(u >> 24, v, v >> 8) << 8
+    grey |= grey_of(v >> 16, v >> 24, w) << 16 | grey_of(w >> 8, w >> 16, w >> 24) << 24
+    tl.store(out_ptr + i, grey, mask=i < n)
+
+
+def test_answer_3(lecture, device):
+    image = torch.randint(256, (37, 52, 3), dtype=torch.uint8, device=device)
+    out = torch.empty(37, 52, dtype=torch.uint8, device=device)
+    words = image.view(-1).view(torch.int32), out.view(-1).view(torch.int32)
+    grey_words_kernel[(4,)](*words, out.numel() // 4, BLOCK=128)
+    assert torch.equal(out, lecture.rgb_to_grey_reference(image.permute(2, 0, 1)))

@@ -1,5 +1,6 @@
 """What the tests of the built site share: its addresses, a reader of pages, a web server."""
 
+import functools
 import gzip
 import http.server
 import re
@@ -35,6 +36,11 @@ class Page(HTMLParser):
                 self.references.append((tag, attrs, attrs[key]))
 
 
+@functools.cache
+def packed(body: bytes) -> bytes:
+    return gzip.compress(body, 6)
+
+
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves a folder as a web host does: compressed, with the site's page for what is missing."""
 
@@ -50,10 +56,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if path.name == "sitemap.xml":
             # the theme navigates without a reload to the addresses that stand in it
             body = body.replace(SITE_URL.encode(), f"http://{self.headers['Host']}{PREFIX}".encode())
-        body = gzip.compress(body, 6)
+        body = packed(body)
         self.send_response(status)
         self.send_header("Content-Type", self.guess_type(str(path)))
         self.send_header("Content-Encoding", "gzip")
+        self.send_header("Cache-Control", "max-age=600")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+from matplotlib.text import Text
 
-from scripts import figures, lectures, mathml, palette, rows
-from scripts.notebooks import notebooks, rendered, to_jupyter
+from scripts import figures, lectures, mathml, pages, palette, rows
+from scripts.notebooks import SETUP, notebooks, rendered, to_jupyter
 from scripts.pages import Lecture, Site
 from scripts.templates import Templates
 
@@ -385,6 +387,33 @@ def test_a_figure_is_the_same_bytes_every_time(recorded):
     assert first == second
 
 
+def test_a_figure_is_drawn_again_where_what_it_shows_has_changed(repository, monkeypatch):
+    drawn = []
+
+    def draw(chart) -> str:
+        drawn.append(chart.y)
+        return '<svg viewBox="0 0 1 1"/>'
+
+    def build() -> int:
+        before = len(drawn)
+        figure = repository.site()[0].context("demo/tiny/", "demo/tiny")["figure"]
+        for y in ("percent", "tbps"):
+            figure("op_forward", y=y)
+        return len(drawn) - before
+
+    monkeypatch.setattr(figures.Chart, "svg", draw)
+    assert [build(), build()] == [2, 0]
+    made = recording(repository.script)
+    made["benchmarks"][0]["rows"][0]["ms"] *= 2
+    repository.write(made)
+    assert [build(), build()] == [2, 0]
+    made["ceilings"]["copy"][0]["ms"] *= 2
+    repository.write(made)
+    assert [build(), build()] == [2, 0]
+    monkeypatch.setattr(pages, "_DRAWN_BY", "other code")
+    assert build() == 2
+
+
 def test_the_dark_figure_has_no_colour_of_the_light_one(recorded):
     light = figures.Chart(recorded.benchmark("op_forward"), y="tbps").svg()
     dark = palette.to_dark(light)
@@ -493,6 +522,28 @@ def test_the_roofline_is_drawn_from_all_recordings(repository):
     assert not said
     assert "op forward" in card
     assert "figures/roofline.dark.svg" in site.files
+
+
+def test_names_in_the_roofline_have_room(recorded, monkeypatch):
+    """As many lectures as this site has, and four times as many kernels."""
+
+    def kernel(intensity: float) -> SimpleNamespace:
+        rate = 0.9 * min(815, intensity)  # the recording's copy moves 1 TB/s
+        return SimpleNamespace(bytes=1, flops=intensity, tflops=rate)
+
+    names = [f"The title of lecture {i}" for i in range(20)]
+    bound = [kernel(0.1 * 1.4**i) for i in range(10)] + [kernel(1500 * 1.2**i) for i in range(10)]
+    dots = [("", kernel(0.1 * 1.1**i)) for i in range(80)]
+    monkeypatch.setattr(figures, "_write", lambda fig: fig)
+    fig = figures.roofline([*dots, *zip(names, bound, strict=True)], recorded.ceilings, "bfloat16")
+    fig.canvas.draw()
+    shown = [text for text in fig.axes[0].texts if text.get_text()]
+    assert {text.get_text() for text in shown} > set(names)
+    boxes = [Text.get_window_extent(text) for text in shown]  # without the lead
+    for i, box in enumerate(boxes):
+        assert 0 <= box.x0 < box.x1 <= fig.bbox.width and 0 <= box.y0 < box.y1 <= fig.bbox.height
+        assert not any(box.overlaps(other) for other in boxes[:i])
+    assert fig.bbox.height < 2 * fig.bbox.width
 
 
 def test_the_results_list_every_gpu_that_was_recorded(repository):
@@ -608,6 +659,12 @@ def test_the_notebook_to_download(repository):
     assert notebook.cells[-1].outputs[0].text == "all is well\n"
 
 
+def test_a_notebook_installs_the_versions_that_lectures_run_on():
+    lines = (ROOT / "examples" / "requirements.txt").read_text("utf-8").splitlines()
+    needed = [f'"{line}"' for line in lines if line.startswith("t")]
+    assert len(needed) == 2 and f"%pip install -q {' '.join(needed)}\n" in SETUP
+
+
 def test_blocks_of_material_in_jupyter():
     prose = '??? question "Why?"\n    Because.\n\n    ```\n    !!! note\n    ```\n\nAfter.'
     assert to_jupyter(prose) == (
@@ -634,8 +691,9 @@ def build(repository: Repository, *options: str) -> subprocess.CompletedProcess:
         copy = shutil.copytree if source.is_dir() else shutil.copy
         target.exists() or copy(source, target)
     for name in ("results.md", "reference.md"):
-        # a picture speaks of lectures that are not here
+        # pictures and links speak of lectures that are not here
         text = re.sub(r"{{ picture\(.*?\) }}", "", (ROOT / "docs" / name).read_text("utf-8"))
+        text = re.sub(r"\]\(\w+/\w+\.py[^)]*\)", "]", text)
         (root / "docs" / name).write_text(text, "utf-8")
     (root / "docs" / "index.md").write_text("# Home\n", "utf-8")
     settings = root / "mkdocs.yml"
@@ -656,6 +714,7 @@ def test_a_strict_build_is_complete_and_repeatable(repository):
     for target in (first, second):
         done = build(repository, "-d", str(target))
         assert done.returncode == 0, done.stderr
+        shutil.rmtree(repository.root / ".cache")  # of drawings
     assert files(first) == files(second)
     dated = {Path("sitemap.xml"), Path("sitemap.xml.gz")}
     names = [str(name) for name in files(first) - dated]

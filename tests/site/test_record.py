@@ -79,6 +79,22 @@ def test_captures_outputs_and_rows(root, capsys):
     assert record.is_fresh(script, "nvidia-test-1", root)
 
 
+def test_says_what_runs_what_is_left_and_what_came_of_it(root, capsys):
+    write(root, LECTURE, "part/two")
+    scripts = [root / f"examples/part/{name}.py" for name in ("one", "two")]
+    record.record(scripts, root)
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert lines[0] == "[1/2] part/one: ceilings of the card, about 120 s left"
+    assert "[2/2] part/two: cell 3 of 4, about 60 s left" in lines
+    assert "[2/2] part/two: benchmarks, 1 done, about 60 s left" in lines
+    table = [line.split()[:4] for line in said.out.splitlines()[-2:]]
+    assert table == [[f"part/{name}", "recorded", "4", "1"] for name in ("one", "two")]
+    # what it took is what the next run expects
+    record.record(scripts, root)
+    assert capsys.readouterr().err.startswith("[1/2] part/one: ceilings of the card, about 0 s")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "where"),
     [

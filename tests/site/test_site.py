@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from playwright.sync_api import TimeoutError
 
+from scripts.lectures import cells
 from tests.site.built import (
     DESKTOP,
     LECTURES,
@@ -78,6 +79,21 @@ def test_links_anchors_and_images_resolve(site, pages):
             elif not (site / target).is_file():
                 broken.append(f"{address}: no {reference}")
     assert not broken
+
+
+@pytest.mark.parametrize("name", LECTURES)
+def test_lecture_and_reference_link_each_other(pages, name):
+    reference, module = pages["reference/"], f"examples.{name.replace('/', '.')}"
+    copied = [
+        function
+        for cell in cells(LECTURES[name].read_text(encoding="utf-8"))
+        if "copy" in cell.tags
+        for function in re.findall(r"(?m)^def ([a-z]\w*)", cell.source)
+    ]
+    assert copied and {f"{module}.{function}" for function in copied} <= reference.anchors
+    assert any(target == f"../{name}/" for _, _, target in reference.references)
+    linked = {target.partition("#")[2] for _, _, target in pages[f"{name}/"].references}
+    assert any(target.startswith(f"{module}.") for target in linked)
 
 
 def test_nothing_loads_from_another_host(site, pages):
@@ -193,17 +209,21 @@ def look(page, address: str, wrong: list[str], options: dict | None) -> None:
     wrong += [f"{address}: {state}: {what}" for what in found]
 
 
-@pytest.mark.parametrize("name", LECTURES)
-def test_copy_button_copies_the_kernel(open_page, base, name):
-    page = open_page(f"{name}/")
+def test_copy_button_copies_the_kernel(open_page, base):
+    page = open_page("")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    block = page.locator("details:has(.lecture-kernel)")
-    block.locator("summary").click()
-    block.locator(".md-code__button[data-md-type=copy]").click()
-    page.wait_for_selector(".md-dialog--active")
-    copied = page.evaluate("navigator.clipboard.readText()")
-    assert re.search(r"^@(triton|gluon)\.jit", copied, re.M)
-    compile(copied, f"{name}, copied", "exec")
+    seen = set()
+    for name in LECTURES:
+        page.goto(f"{base}{name}/")
+        block = page.locator("details:has(.lecture-kernel)")
+        block.locator("summary").click()
+        block.locator(".md-code__button[data-md-type=copy]").click()
+        page.wait_for_selector(".md-dialog--active")
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert re.search(r"^@(triton|gluon)\.jit", copied, re.M), name
+        compile(copied, f"{name}, copied", "exec")
+        assert copied not in seen, name
+        seen.add(copied)
 
 
 def test_the_table_of_results_needs_no_script(open_page):
