@@ -159,13 +159,12 @@ def rms_norm_kernel(
         squares += tl.sum(h_edge * h_edge, axis=1)[:, None]
     rstd = tl.rsqrt(squares / n_cols + eps)  # [ROWS, 1]
     if TWICE:
-        FIRST: tl.constexpr = "" if WIDTH > 0 else "evict_first"
         for start in range(0, body, BLOCK):
             at, mask = start + cols, in_row if FULL else start + cols < body
             weight = tl.load(weight_ptr + at, mask=mask, other=0.0, eviction_policy="evict_last")
             h = tl.load(h_ptrs + at, mask=there & mask, other=0.0, eviction_policy="evict_first")
             y = h.to(tl.float32) * rstd * weight.to(tl.float32)
-            tl.store(y_ptrs + at, y, mask=there & mask, eviction_policy=FIRST)
+            tl.store(y_ptrs + at, y, mask=there & mask, eviction_policy="evict_first")
     else:
         y = _hold(h, HOLD).to(tl.float32) * rstd * weight.to(tl.float32)
         tl.store(y_ptrs + cols, y, mask=there & in_row)
@@ -348,13 +347,15 @@ def rms_norm_forward(x, residual, weight, eps, y, h=None, rstd=None) -> None:
     full = vector > 1 and n_cols % block == 0 and n_rows % rows == 0 and residual is None
     plain = size == 2 and residual is None
     hold = plain and not full and (block == 8192 or (block > 8192 and peel))
-    twice = row_bytes > 65536 or (plain and full and 8192 <= block <= 16384)
     if row_bytes > 65536:
         full = vector > 1 and n_cols * size % 32768 == 0
-        block = (32768 if full else 16384) // size if vector > 1 else 4096
-        num_warps, maxnreg = (16, 64) if full else (32, 32)
+    twice = row_bytes > 65536 or (plain and full and row_bytes >= 16384)
+    if twice and full:
+        block = min(n_cols // 2, 32768 // size)
+        num_warps, maxnreg = 32 if residual is not None else 16, 64
+        width = n_cols if n_cols <= 8 * block else 0
     elif twice:
-        block, width, num_warps = block // 2, n_cols, 16
+        block, num_warps, maxnreg = 16384 // size if vector > 1 else 4096, 32, 32
     elif hold:
         maxnreg = 96 if block == 8192 else 128
     elif (plain and full and block == 4096) or (residual is not None and row_bytes == 32768):
