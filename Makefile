@@ -1,8 +1,8 @@
 # `make help` prints the targets and variables that have a comment behind ##.
 
-LECTURES ?=            ## for record: such as "fusion/softmax"; none: those missing or stale
+LECTURES ?=            ## for record and profile: such as "fusion/softmax"; none: those missing or stale
 ADDRESS ?= 127.0.0.1:8000  ## for serve: where the site answers
-GPU_PYTHON ?= python3  ## for record and test-gpu: a Python with torch and triton
+GPU_PYTHON ?= python3  ## for record, profile and test-gpu: a Python with torch and triton
 SITE_PYTHON ?=         ## makes .venv/site; 3.12 or later, found if not given
 KERNEL_PYTHON ?=       ## makes .venv/kernels; 3.10 or later, found if not given
 
@@ -14,7 +14,7 @@ export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve site test test-kernels test-site test-gpu record clean
+.PHONY: help serve site test test-kernels test-site test-gpu record profile clean
 
 help: ## print this list
 	@awk -F ' *## *' '/^[a-zA-Z_-]+( \?=|:).*## / { sub(/( \?=|:).*/, "", $$1); \
@@ -40,6 +40,9 @@ test-gpu: ## run the lectures' tests and the sanitizer on a GPU; writes tests.js
 
 record: ## record lectures on a GPU
 	$(GPU_PYTHON) scripts/record.py $(LECTURES)
+
+profile: ## profile lectures on a GPU, with NVIDIA's ncu
+	$(GPU_PYTHON) scripts/profile_gpu.py $(LECTURES)
 
 clean: ## remove all that make made: site/, environments, caches
 	rm -rf site .venv .cache .pytest_cache .ruff_cache .hypothesis

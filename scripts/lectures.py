@@ -107,13 +107,23 @@ def recording_path(script: Path, gpu: str, root: Path = ROOT) -> Path:
     return root / "docs" / "recorded" / gpu / script.parent.name / f"{script.stem}.json"
 
 
-def repair(script: Path) -> str:
-    """The command that makes a lecture's recording anew."""
-    return f"python scripts/record.py {lecture_name(script)}   (on a machine with a GPU)"
+def profile_path(script: Path, gpu: str, root: Path = ROOT) -> Path:
+    """Where scripts/profile_gpu.py writes what it saw: beside the recording."""
+    return recording_path(script, gpu, root).with_suffix(".profile.json")
 
 
-def load_recording(path: Path, script: Path) -> dict:
-    """Reads a recording.
+def repair(script: Path, tool: str = "record") -> str:
+    """The command that makes a lecture's recording or profile anew."""
+    return f"python scripts/{tool}.py {lecture_name(script)}   (on a machine with a GPU)"
+
+
+def load_recording(path: Path, script: Path, tool: str = "record") -> dict:
+    """Reads a recording, or a profile, which has neither ceilings nor cells.
+
+    Args:
+        path: The file.
+        script: The lecture.
+        tool: What made it: "record" or "profile_gpu".
 
     Raises:
         RecordingError: It is missing, not JSON, of another schema, made by the interpreter, or
@@ -121,7 +131,7 @@ def load_recording(path: Path, script: Path) -> dict:
     """
 
     def refuse(problem: str) -> RecordingError:
-        return RecordingError(f"{path}: {problem}; record it again: {repair(script)}")
+        return RecordingError(f"{path}: {problem}; to make it: {repair(script, tool)}")
 
     try:
         recording = json.loads(path.read_text(encoding="utf-8"))
@@ -131,8 +141,9 @@ def load_recording(path: Path, script: Path) -> dict:
         raise refuse(f"not a whole JSON file ({error})") from None
     if not isinstance(recording, dict) or recording.get("schema") != SCHEMA:
         raise refuse(f"not a recording of schema {SCHEMA}")
-    missing = {"environment", "ceilings", "cells", "benchmarks", "code_sha256"} - recording.keys()
-    if missing:
+    needed = {"environment", "benchmarks", "code_sha256"}
+    needed |= {"ceilings", "cells"} if tool == "record" else set()
+    if missing := needed - recording.keys():
         raise refuse(f"without {', '.join(sorted(missing))}")
     environment = recording["environment"]
     if environment.get("interpreter"):
@@ -145,6 +156,14 @@ def load_recording(path: Path, script: Path) -> dict:
 def is_stale(recording: dict, script: Path) -> bool:
     """True where a code cell changed after the recording was made."""
     return recording["code_sha256"] != script_sha256(script.read_text(encoding="utf-8"))
+
+
+def is_fresh(path: Path, script: Path, tool: str = "record") -> bool:
+    """True where a lecture's recording or profile can stay as it is."""
+    try:
+        return not is_stale(load_recording(path, script, tool), script)
+    except RecordingError:
+        return False
 
 
 def load_tests(path: Path) -> dict[str, dict]:

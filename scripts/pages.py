@@ -160,10 +160,29 @@ class Site:
     @cache  # noqa: B019  one site a build
     def recording(self, name: str, gpu: str | None = None) -> rows.Recording | rows.Unknown:
         """What templates call `rec`."""
+        raw = self.raw(self._known(name), gpu)
+        return rows.Recording(raw) if raw else rows.UNKNOWN
+
+    def _known(self, name: str) -> str:
         if name not in self.lectures:
             raise rows.RowError(f"no lecture {name!r}; there are: {', '.join(self.lectures)}")
-        raw = self.raw(name, gpu)
-        return rows.Recording(raw) if raw else rows.UNKNOWN
+        return name
+
+    @cache  # noqa: B019  one site a build
+    def profile(self, name: str) -> rows.Recording | rows.Unknown:
+        """What scripts/profile_gpu.py saw of a lecture; reported where it is missing or stale."""
+        script = self.lectures[self._known(name)].script
+        place = script.relative_to(self.root)
+        try:
+            path = lectures.profile_path(script, self.gpu, self.root)
+            raw = lectures.load_recording(path, script, "profile_gpu")
+        except lectures.RecordingError as error:
+            self.report(f"{place}: {error}")
+            return rows.UNKNOWN
+        if lectures.is_stale(raw, script):
+            repair = lectures.repair(script, "profile_gpu")
+            self.report(f"{place}: its code changed after it was profiled: {repair}")
+        return rows.Recording(raw | {"ceilings": {"copy": [], "matmul": []}})
 
     def recordings(self) -> list[tuple[str, str, rows.Recording]]:
         """GPU, lecture and recording of everything that was recorded, the default GPU first."""
@@ -212,6 +231,12 @@ class Site:
         def ladder(name: str, lecture: str | None = lecture, **where):
             return self._token(self._ladder(name, lecture, **where))
 
+        def profile(name: str, lecture: str | None = lecture, **where):
+            return self.profile(lecture).row(name, **where)
+
+        def profile_source(lecture: str | None = lecture):
+            return self._token(self._profile_source(up, lecture))
+
         def diagram(name: str):
             return self._token(self._diagram(name, url, context))
 
@@ -223,6 +248,8 @@ class Site:
             "heatmap": heatmap,
             "table": table,
             "ladder": ladder,
+            "profile": profile,
+            "profile_source": profile_source,
             "diagram": diagram,
             "picture": picture,
             "roofline": lambda **options: self._token(self._roofline(up, **options)),
@@ -373,6 +400,16 @@ class Site:
         if not body:
             raise rows.RowError(f"no rung of {name} matches {where}")
         return Block(_html_table(header, body), _markdown_table(header, body))
+
+    def _profile_source(self, up: str, lecture: str) -> Block | rows.Unknown:
+        """The line below numbers of the profiler: machine, versions, data."""
+        profile = self.profile(lecture)
+        if profile is rows.UNKNOWN:
+            return rows.UNKNOWN
+        source = _environment(profile.env)
+        link = self._data_link(up, f"{lecture}.profile")
+        page = f'<p class="measurement-source" data-search-exclude>{source} · {link}</p>'
+        return Block(page, f"*{source}*")
 
     def _diagram(self, name: str, url: str, context: dict) -> Block:
         path = self.root / "docs" / "diagrams" / f"{name}.svg"
@@ -567,9 +604,9 @@ def anchor(name: str) -> str:
 
 def _environment(env: dict) -> str:
     """One line: GPU, versions, date."""
-    parts = [env["gpu"], f"driver {env['driver']}", f"torch {env['torch']}"]
-    parts += [f"triton {env['triton']}", env["date"]]
-    return " · ".join(html.escape(part) for part in parts)
+    tools = ("driver", "torch", "triton", "ncu")
+    versions = [f"{tool} {env[tool]}" for tool in tools if tool in env]
+    return " · ".join(html.escape(part) for part in (env["gpu"], *versions, env["date"]))
 
 
 def _inline(text: str) -> str:

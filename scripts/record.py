@@ -111,7 +111,7 @@ def _where(error: BaseException, script: Path) -> str:
 
 
 @contextlib.contextmanager
-def _named(script: Path, what: str):
+def named(script: Path, what: str):
     """Turns an error in the lecture into one that names the script, the part of it and the line."""
     try:
         yield
@@ -144,17 +144,17 @@ def run_lecture(script: Path, measure, say=lambda what: None) -> tuple[list[dict
         code = [c for c in lectures.cells(script.read_text("utf-8")) if c.kind == "code"]
         for number, cell in enumerate(code, 1):
             say(f"cell {number} of {len(code)}")
-            with _named(script, f"cell {number} of {len(code)}"):
+            with named(script, f"cell {number} of {len(code)}"):
                 outputs = _run_cell(cell, script, module.__dict__)
             sha256 = lectures.code_sha256(cell.source)
             recorded.append({"code_sha256": sha256, "outputs": outputs})
         if measure and hasattr(module, "bench"):
             # correctness before the clock starts
             say("check")
-            with _named(script, "check"), contextlib.redirect_stdout(io.StringIO()):
+            with named(script, "check"), contextlib.redirect_stdout(io.StringIO()):
                 module.check("cuda")
             say("benchmarks")
-            with _named(script, "bench"):
+            with named(script, "bench"):
                 for benchmark in module.bench(measure):
                     benchmarks.append(benchmark)
                     say(f"benchmarks, {len(benchmarks)} done")
@@ -219,15 +219,6 @@ def write_atomically(path: Path, recording: dict) -> None:
         os.replace(half, path)
     finally:
         half.unlink(missing_ok=True)
-
-
-def is_fresh(script: Path, gpu: str, root: Path) -> bool:
-    """True where a lecture's recording on this GPU can stay as it is."""
-    try:
-        recording = lectures.load_recording(lectures.recording_path(script, gpu, root), script)
-    except lectures.RecordingError:
-        return False
-    return not lectures.is_stale(recording, script)
 
 
 def _expected_seconds(script: Path, gpu: str, root: Path) -> float:
@@ -296,7 +287,10 @@ def main() -> int:
             scripts = [
                 script
                 for script in lectures.lecture_paths()
-                if options.all or not is_fresh(script, gpu, lectures.ROOT)
+                if options.all
+                or not lectures.is_fresh(
+                    lectures.recording_path(script, gpu, lectures.ROOT), script
+                )
             ]
         if not scripts:
             print("every recording is fresh; name a lecture, or pass --all, to record it anew")

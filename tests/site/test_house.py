@@ -42,7 +42,7 @@ def test_python_style():
 
 
 def test_help_names_every_target():
-    targets = {"serve", "site", "test", "test-gpu", "record", "clean"}
+    targets = {"serve", "site", "test", "test-gpu", "record", "profile", "clean"}
     described = {line.split()[0] for line in run("make", "help").stdout.splitlines()}
     assert targets <= described
 
@@ -104,12 +104,13 @@ def test_summary_lists_what_moved():
 def test_summary_reads_commit_and_tree(tmp_path):
     path = tmp_path / "docs/recorded/nvidia-h200/fusion/softmax.json"
     path.parent.mkdir(parents=True)
-    path.write_text('{"benchmarks": [], "was": "before"}')
+    path.write_text('{"ceilings": {}, "was": "before"}')
     (path.parents[1] / "tests.json").write_text('{"passed": 1}')
+    path.with_suffix(".profile.json").write_text('{"benchmarks": []}')
     git = ("git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@example.org")
     for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "recordings")):
         assert run(*git, *command).returncode == 0
-    path.write_text('{"benchmarks": [], "was": "after"}')
+    path.write_text('{"ceilings": {}, "was": "after"}')
     name = "nvidia-h200/fusion/softmax"
     assert committed("HEAD", tmp_path)[name]["was"] == "before"
-    assert present(tmp_path) == {name: {"benchmarks": [], "was": "after"}}
+    assert present(tmp_path) == {name: {"ceilings": {}, "was": "after"}}

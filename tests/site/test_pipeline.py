@@ -237,6 +237,60 @@ def test_a_recording_that_cannot_be_shown(repository, problem):
     assert f"Triton takes {number}" in page
 
 
+# profiles
+
+
+def with_profile(repository) -> dict:
+    """Lets the lecture's page show a number of the profiler, and returns a profile that has it."""
+    shown = "# Busy {{ profile('op_forward', provider='triton', n=2048).tensor | pct }}.\n#\n"
+    shown += "# {{ profile_source() }}\n#\n"
+    repository.edit("# !!! note", f"{shown}# !!! note")
+    made = recording(repository.script)
+    seen = {"provider": "triton", "n": 2048, "tensor": 81.2, "ms": 1.0}
+    benchmark = {"name": "op_forward", "title": "Op", "x": "n", "ceiling": None, "rows": [seen]}
+    made["environment"]["ncu"] = "2025.3"
+    keys = ("schema", "code_sha256", "environment")
+    return {key: made[key] for key in keys} | {"benchmarks": [benchmark]}
+
+
+def write_profile(repository, made: dict) -> None:
+    path = lectures.profile_path(repository.script, GPU, repository.root)
+    path.write_text(json.dumps(made), "utf-8")
+
+
+def test_a_profile_is_shown_with_its_source(repository):
+    write_profile(repository, with_profile(repository))
+    site, said = repository.site()
+    first = rendered(site, site.lectures["demo/tiny"], "demo/tiny/")[0]
+    page = site.fill(first.source, "html")
+    assert not said
+    assert "Busy 81\u00a0%." in page
+    assert "triton 3.6.0 · ncu 2025.3 · 2026-11-21" in page
+    assert f'href="../../recorded/{GPU}/demo/tiny.profile.json"' in page
+    # it is no recording
+    assert [name for _, name, _ in site.recordings()] == ["demo/tiny"]
+
+
+@pytest.mark.parametrize("problem", ["there is no such", "changed after it was profiled", "n=2049"])
+def test_a_profile_that_cannot_be_shown(repository, problem):
+    made = with_profile(repository)
+    if problem.startswith("changed"):
+        made["code_sha256"] = "of other code"
+    elif problem == "n=2049":
+        repository.edit("n=2048).tensor", "n=2049).tensor")
+    if not problem.startswith("there"):
+        write_profile(repository, made)
+    page, _, said = repository.pages()
+    assert len(said) == 1 and "examples/demo/tiny.py" in said[0]
+    if problem == "n=2049":
+        assert "0 rows of op_forward match" in said[0]
+    else:
+        assert problem in said[0] and "python scripts/profile_gpu.py demo/tiny" in said[0]
+        # outputs and numbers of the recording are there all the same
+        assert "all is well" in page and "Triton takes 0.00205" in page
+    assert ("Busy 81" in page) == problem.startswith("changed")
+
+
 # templates
 
 

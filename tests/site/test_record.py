@@ -76,7 +76,7 @@ def test_captures_outputs_and_rows(root, capsys):
     assert made["source"] == "examples/part/one.py"
     assert "part/one" in capsys.readouterr().out
     script = root / "examples/part/one.py"
-    assert record.is_fresh(script, "nvidia-test-1", root)
+    assert lectures.is_fresh(recording(root), script)
 
 
 def test_says_what_runs_what_is_left_and_what_came_of_it(root, capsys):
