@@ -643,21 +643,21 @@ def bench(measure):
 #
 # ## What the profiler says
 #
-# Share of a launch's cycles in which a unit was busy, by NVIDIA's profiler, 4,096 tokens again:
+# Share of a launch's cycles in which a unit was busy, by NVIDIA's [ncu](https://docs.nvidia.com/nsight-compute/), and the clock, 4,096 tokens again:
 #
+# {% set seen = {"d128_full": [], "d128_causal": [], "d64_full": []} %}{% for kind, found in seen.items() %}{% for p in ["triton_one", "triton_two", "triton_overlap", "triton"] %}{% set _ = found.append(profile("hopper_" ~ kind, provider=p, seq_len=4096)) %}{% endfor %}{% endfor %}
+# {% set full, cut, narrow = seen["d128_full"], seen["d128_causal"], seen["d64_full"] %}
 # | | rung 1 | rung 2 | rung 3 | rung 4 |
 # |---|--:|--:|--:|--:|
-# | $D = 128$, full: tensor cores | 56 % | 71 % | 76 % | 81 % |
-# | $D = 128$, full: exponentials | 29 % | 37 % | 39 % | 42 % |
-# | $D = 128$, causal: tensor cores | 48 % | 59 % | 66 % | 80 % |
-# | $D = 64$, full: exponentials | 40 % | 46 % | 54 % | 56 % |
-# | clock, $D = 128$, full | 1.79 GHz | 1.72 GHz | 1.68 GHz | 1.65 GHz |
+# {% for name, found, unit in [["$D = 128$, full: tensor cores", full, "tensor"], ["$D = 128$, full: exponentials", full, "xu"], ["$D = 128$, causal: tensor cores", cut, "tensor"], ["$D = 64$, full: tensor cores", narrow, "tensor"], ["$D = 64$, full: exponentials", narrow, "xu"], ["$D = 128$, full: clock, GHz", full, "clock_ghz"], ["$D = 64$, full: clock, GHz", narrow, "clock_ghz"]] %}
+# | {{ name }} {% for rung in found %}| {{ rung[unit] | n(2) if unit == "clock_ghz" else rung[unit] | pct }} {% endfor %}|
+# {% endfor %}
 #
-# **Rung 1** is close to what we counted. In turn, that was 55 % for the tensor cores at $D = 128$, and 38 % for either unit at $D = 64$, where exponentials take as many cycles as products. **Rung 2** lets one consumer multiply during the other's softmax, **rung 3** during its own as well. **Rung 4** hides where tiles begin and end; causal tiles are half as long on average, so causal attention gains most from it.{{ claim(row("hopper_d64_causal", provider="triton_overlap", seq_len=4096).ms / row("hopper_d64_causal", provider="triton", seq_len=4096).ms > 1.05 * row("hopper_d64_full", provider="triton_overlap", seq_len=4096).ms / row("hopper_d64_full", provider="triton", seq_len=4096).ms) }} In causal attention an SM has no tile for 9 % of the cycles in rung 3, and for 5 % in rung 4.
+# {{ profile_source() }}
 #
-# **Why not faster still?** At $D = 128$, power: the busier the tensor cores, the lower the clock. From rung 1 to 4 their share of the cycles grows by about 45 %, but a second has about 8 % fewer cycles: in this page's recording the rate grows by {{ (100 * row("hopper_d128_full", provider="triton_one", seq_len=4096).ms / all.ms - 100) | pct }}. At $D = 64$ the softmax: the count allows 62 % if exponentials and the rest take turns, and rung 4 has 56.
+# **Rung 1** is close to what we counted: in turn, that was 55 % for the tensor cores at $D = 128$, and 38 % for either unit at $D = 64$, where exponentials take as many cycles as products.{{ claim((full[0].tensor - 55) | abs < 4 and (narrow[0].tensor - 38) | abs < 4 and (narrow[0].xu - 38) | abs < 4) }} **Rung 2** lets one consumer multiply during the other's softmax, **rung 3** during its own as well.{% for found in (full, cut, narrow) %}{{ claim(found[0].tensor + 3 < found[1].tensor and found[1].tensor + 2 < found[2].tensor < found[3].tensor) }}{% endfor %} **Rung 4** hides where tiles begin and end; causal tiles are half as long on average, so causal attention gains most from it.{{ claim(cut[3].tensor / cut[2].tensor > 1.05 * full[3].tensor / full[2].tensor) }}{{ claim(row("hopper_d64_causal", provider="triton_overlap", seq_len=4096).ms / row("hopper_d64_causal", provider="triton", seq_len=4096).ms > 1.05 * row("hopper_d64_full", provider="triton_overlap", seq_len=4096).ms / row("hopper_d64_full", provider="triton", seq_len=4096).ms) }} There an SM has no tile for {{ (100 - cut[2].busy) | pct }} of the cycles in rung 3, and for {{ (100 - cut[3].busy) | pct }} in rung 4.{{ claim(100 - cut[2].busy > 1.5 * (100 - cut[3].busy)) }}
 #
-# (One run of [ncu](https://docs.nvidia.com/nsight-compute/) 2025.3, `--section SpeedOfLight --section ComputeWorkloadAnalysis --clock-control none`, a launch of each kernel, apart from this page's recording. Another run gives other numbers.)
+# **Why not faster still?** At $D = 128$, power: the busier the tensor cores, the lower the clock. From rung 1 to 4 their share of the cycles grows by {{ (100 * full[3].tensor / full[0].tensor - 100) | pct }}, but a second has {{ (100 - 100 * full[3].clock_ghz / full[0].clock_ghz) | pct }} fewer cycles, and the recorded rate grows by {{ (100 * one.ms / all.ms - 100) | pct }}.{{ claim(full[3].clock_ghz < 0.96 * full[0].clock_ghz and full[3].tensor / full[0].tensor > 1.03 * one.ms / all.ms) }} At $D = 64$ the clock hardly falls,{{ claim(narrow[3].clock_ghz > 0.97 * narrow[0].clock_ghz) }} and the softmax is the limit: the count allows 62 % if exponentials and the rest take turns, and rung 4 has {{ narrow[3].xu | n(0) }}.{{ claim(50 < narrow[3].xu < 62) }}
 #
 # ## Where it loses, and what survives
 #
