@@ -130,11 +130,11 @@ def layer_norm_row(x, weight, bias, eps=1e-5):
 #
 # - **Enough for a thread.** 1,024 columns are 4 numbers for each thread of step 1's eight [warps](../glossary.md#warp). Now two such rows share a program of four warps: 16 numbers a thread.
 # - **Whole vectors.** A thread [moves 16 bytes at once](../glossary.md#coalescing) only where they begin at a multiple of 16 and are masked alike. `_align` divides by 8 and multiplies by 8: the same number, but now the compiler *knows* the factor. So a width of 1,000, which is no multiple of 16, is fast.
-# - **No idle lanes.** A block is a power of two. 5,120 columns would leave three in eight of 8,192
-#   lanes idle, and idle lanes take time too. So it is a block of 4,096 and a `REST` of 1,024.
+# - **No idle lanes.** A block is a power of two. 768 columns would leave a quarter of 1,024 lanes
+#   idle, and idle lanes take time too. So it is a block of 512 and a `REST` of 256.
 # - **Held as they came.** As float32 a row takes twice the registers that it takes as bfloat16.
 #   `_hold` makes the compiler keep the bfloat16 numbers, and convert them at each use.
-# - **Long rows**, from 32 KiB on, need not wait in registers: a second kernel walks along them twice, block by block, once for the sums and once for $y$. The second time the row comes from a cache, the multiprocessor's own or [L2](../glossary.md#l2). Hints tell them what to keep: `evict_last` what will be read again, `evict_first` what will not. Rows of two to four whole blocks have a `WIDTH` that the compiler knows, so it unrolls both loops and needs no mask. A thread keeps a triple of its own and merges each vector that it loads, by Welford's rule: no thread waits for another until the triples meet, at the end.
+# - **Long rows**, from 32 KiB on, and those of a few whole blocks need not wait in registers: a second kernel walks along them twice, block by block, once for the sums and once for $y$. The second time the row comes from a cache, the multiprocessor's own or [L2](../glossary.md#l2). Hints tell them what to keep: `evict_last` what will be read again, `evict_first` what will not. Rows of two to eight whole blocks, such as 5,120 columns, five of 1,024, have a `WIDTH` that the compiler knows: it unrolls both loops and needs no mask. A thread keeps a triple of its own and merges each vector that it loads, by Welford's rule: no thread waits for another until the triples meet, at the end.
 # - **Odd widths** (`PEEL`) go this way too. Of 12,289 columns, most rows begin off a [boundary](../glossary.md#coalescing). The blocks begin at the first one; up to 7 numbers at either end, the *edge*, are left over.
 
 # %% tags=["copy"]
@@ -267,12 +267,18 @@ def layer_norm_forward(x, weight, bias, eps, y, stats=None) -> None:
     stride, interpreted = x.stride(0), triton.knobs.runtime.interpret
     vector, peel = _vectors(size, n_cols, stride)
     row_bytes = n_cols * size
-    known = vector > 1 and row_bytes % 16384 == 0 and 32768 <= row_bytes <= 65536
+    num_warps = 4 if row_bytes < 16384 else 16 if row_bytes <= 32768 else 32
+    step = 512 * num_warps  # bytes, a vector a thread
+    known = vector > 1 and row_bytes % step == 0 and 2 <= row_bytes // step <= 8
+    known &= row_bytes >= 32768 or row_bytes & (row_bytes - 1) > 0
     if peel or known or row_bytes > 32768:
-        most = 32 if known and row_bytes > 32768 else 16
-        num_warps = min(most, 1 << (row_bytes // 2048).bit_length())
+        if peel and 16384 <= row_bytes <= 32768:
+            num_warps, step = 4, 4096
+        elif peel:
+            num_warps = min(16, 1 << (row_bytes // 2048).bit_length())
+            step = 512 * num_warps
         layer_norm_long_kernel[(n_rows,)](
-            x, weight, bias, y, stats, stride, n_rows, n_cols, eps, BLOCK=512 * num_warps // size,
+            x, weight, bias, y, stats, stride, n_rows, n_cols, eps, BLOCK=step // size,
             WIDTH=known * n_cols, VECTOR=vector, PEEL=peel, num_warps=num_warps)  # fmt: skip
         return
     block = 1 << n_cols.bit_length() - 1
@@ -306,24 +312,17 @@ def layer_norm_forward(x, weight, bias, eps, y, stats=None) -> None:
 # - **Atomics.** Each row is added with `tl.atomic_add`: at 8,192² 134 million additions to 64 KiB,
 #   in the order in which programs finish, which **changes the bits**.
 # - **A lock.** [Triton's tutorial](https://triton-lang.org/main/getting-started/tutorials/05-layer-norm.html) adds row $i$ to buffer $i \bmod G$ under a lock. Programs wait for it, the bits follow the order of arrival, and a copy without a barrier [erred in 99 runs of 100](https://github.com/meta-pytorch/tritonbench/pull/1266).
-# - **Two stages.** A few programs take many rows each, keep **sums of their own in registers**, and
-#   write them at the end; a second, small kernel adds these in a fixed order. Liger's kernel became
-#   [5 to 12 times faster](https://github.com/linkedin/Liger-Kernel/pull/945) on large inputs when it left atomics.
+# - **Two stages.** A few programs take many rows each, keep **sums of their own in registers**, and write them at the end; a second, small kernel adds these in a fixed order. Liger's kernel became [5 to 12 times faster](https://github.com/linkedin/Liger-Kernel/pull/945) on large inputs when it left atomics.
 #
 # {{ diagram("layer_norm_stages") }}
 #
-# The first stage is a [persistent kernel](../glossary.md#persistent-kernel): as many programs as run at once, each
-# walking down the rows with its sums in registers. Three things keep the price down:
+# The first stage is a [persistent kernel](../glossary.md#persistent-kernel): as many programs as run at once, each walking down the rows with its sums in registers. Three things keep the price down:
 #
 # - **Few programs, much work each.** Two float32 sums of 8,192 columns are 64 KiB, a quarter of an [SM](../glossary.md#sm)'s registers. Those of 16,384 take half, so the weight is not kept but loaded for each row (`KEEP`).
 # - **Rows are fetched ahead.** `num_stages` in `tl.range` makes the compiler load the next ones into [shared memory](../glossary.md#shared-memory).
 # - **Both row sums at once.** Reduced as a pair, they make the [warps](../glossary.md#warp) meet once, not twice.
 #
-# **A row too long for one program** is shared, since its sums must lie in registers: `PARTS` programs hold a part each, publish their two sums, and wait for those of the others, in a line of assembly, as a `while` would end the [pipelining](../glossary.md#pipelining). Can it hang, if a part finds no room to start?
-# Programs draw their place as a *ticket*, when they start. So all parts of earlier groups have
-# started, wait for nobody else, and finish: that makes room for the next.
-# If the width is odd, a program's rows are a multiple of 8 `apart` and begin at the same place of a
-# vector; their edges are loaded without pipelining. 5,120 columns are a block and a `REST` again.
+# **A row too long for one program** is shared, since its sums must lie in registers: `PARTS` programs hold a part each, publish their two sums, and wait for those of the others, in a line of assembly, as a `while` would end the [pipelining](../glossary.md#pipelining). Can it hang, if a part finds no room to start? Programs draw their place as a *ticket*, when they start. So all parts of earlier groups have started, wait for nobody else, and finish: that makes room for the next. If the width is odd, a program's rows are a multiple of 8 `apart` and begin at the same place of a vector; their edges are loaded without pipelining. 5,120 columns are a block of 4,096 and a `REST` of 1,024.
 
 # %% tags=["copy"]
 @triton.jit
