@@ -23,6 +23,13 @@ if not HAS_GPU:
     torch.set_num_threads(1)  # one process a core; and a pool of threads does not survive a fork
 
 
+def pytest_runtest_logreport(report):
+    """Says at once what failed: a run that is cut short has no summary."""
+    if HAS_GPU and report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        why = str(report.longrepr).strip().splitlines()[-3:]
+        print(f"\nFAILED {report.nodeid}", *why, sep="\n  ", file=sys.__stderr__, flush=True)
+
+
 def pytest_collection_modifyitems(items):
     mark, reason = ("interpreter", "for the interpreter") if HAS_GPU else ("gpu", "needs a GPU")
     for item in items:

@@ -54,7 +54,8 @@ def test_machine_code(compiled, n_cols):
     assert backward["spills"] == 0 or (n_cols == 16384 and backward["spills"] <= 256)
     # rows fetched ahead come 16 bytes at once, statistics are 4
     assert set(backward["copies"]) == {"0x10", "0x4"}
-    if n_cols in (5120, 16384, 32768):  # of a known width only the statistics are stored by one thread
+    # of a known width only the statistics are stored by one thread
+    if n_cols in (5120, 16384, 32768):
         assert forward["threads"] * forward["registers"] <= 32768 and forward["masked"] == 2
 
 
