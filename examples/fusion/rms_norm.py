@@ -636,7 +636,7 @@ def bench(measure):
 # {% set ours = row("forward", provider="triton", shape=square) %}{%- set ours_odd = row("forward", provider="triton", shape=odd) %}{%- set compiled_odd = row("forward", provider="torch_compile", shape=odd) %}
 #
 # At {{ square }}: {{ ours.ms | ms }}, {{ ours.percent | pct }} of the copy. torch.compile is level
-# here, or a little ahead{{ claim(0.93 < row("forward", provider="torch_compile", shape=square).ms / ours.ms < 1.1) }}; at 12,289 it takes {{ (compiled_odd.ms / ours_odd.ms) | times }} as
+# here{{ claim(0.93 < row("forward", provider="torch_compile", shape=square).ms / ours.ms < 1.1) }}; at 12,289 it takes {{ (compiled_odd.ms / ours_odd.ms) | times }} as
 # long{{ claim(compiled_odd.ms > 1.1 * ours_odd.ms) }}.
 #
 # {{ table("forward", where={"width": "odd or long"}) }}
