@@ -7,7 +7,7 @@
 # outcome: Count the cycles of a loop on each unit of the chip, read roles in the compiled code, test a kernel beside a neighbour, and find a compiler's mistake by editing what it made.
 # ---
 #
-# # Roles for warps: one word, its gain, and the bug behind it
+# # Roles for warps: one word, its gain, and a bug behind it
 #
 # In [flash attention](flash_attention.py) all [warps](../glossary.md#warp) of a [program](../glossary.md#program) do the same: load keys, multiply,
 # exponentiate, multiply. While they exponentiate, the [tensor cores](../glossary.md#tensor-core) wait, unless another
@@ -398,7 +398,8 @@ def bench(measure):
 # {% set alike, roles, cudnn = row("roles_d128", provider="triton", seq_len=4096), row("roles_d128", provider="triton_roles", seq_len=4096), row("roles_d128", provider="sdpa_cudnn", seq_len=4096) %}{% set alike64, roles64 = row("roles_d64", provider="triton", seq_len=4096), row("roles_d64", provider="triton_roles", seq_len=4096) %}
 # **At which $D$?** At $D = 64$, against the count: with 4,096 tokens {{ (alike64.ms / roles64.ms) | times }}, and {{ (alike.ms / roles.ms) | times }} at $D = 128$. A likely reason is power: tensor cores that work more of the time draw more of it, and the chip lowers its clock. [Back to back](../glossary.md#cool-and-hot) the kernel with roles is slower by {{ (100 * roles.ms_hot / roles.ms - 100) | pct }} at $D = 128$ and by {{ (100 * roles64.ms_hot / roles64.ms - 100) | pct }} at 64; without roles it is as fast as in single launches.{{ claim(roles.ms_hot / roles.ms > 1.04 * roles64.ms_hot / roles64.ms and 0.97 < alike.ms_hot / alike.ms < 1.03 and 0.97 < alike64.ms_hot / alike64.ms < 1.03) }}
 #
-# **Is it enough?** At $D = 128$, yes: {{ roles.tflops | n(0) }} TFLOP/s, {{ flash.row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }} on the last page, {{ cudnn.tflops | n(0) }} for cuDNN. At 64, only where sequences are short. Part of what roles gain over the same lines makes up for a handicap: without roles this kernel has one program of eight warps to a multiprocessor, and no second one multiplies during its softmax. `flash_attention` has two programs and is ahead of it. So compare a word with the best kernel that you have, not with the same lines without it.
+# {% set last = flash.row("attention_d128_full", provider="triton", seq_len=4096) %}
+# **Is it enough?** At $D = 128$, yes: {{ roles.tflops | n(0) }} TFLOP/s, {{ last.tflops | n(0) }} on the last page, {{ cudnn.tflops | n(0) }} for cuDNN. At 64, only where sequences are short. Part of what roles gain over the same lines makes up for a handicap: without roles this kernel has one program of eight warps to a multiprocessor, and no second one multiplies during its softmax. `flash_attention` has two programs and is ahead of it. So compare a word with the best kernel that you have, not with the same lines without it. And back to back, where power is the limit, less is left of the gain: {{ roles.tflops_hot | n(0) }} TFLOP/s against {{ last.tflops_hot | n(0) }}.{{ claim(roles.ms_hot < 0.98 * last.ms_hot and last.ms_hot / roles.ms_hot < last.ms / roles.ms) }}
 #
 # **Short sequences** gain most. The likely reason is what happens around a tile: without roles a
 # lone program waits for its first keys, and for its output to be written, with nothing beside it.
@@ -464,6 +465,8 @@ if __name__ == "__main__" and torch.cuda.is_available():
 # two roles read. All six are put at byte 0, one after the other. Then the first buffer of keys
 # comes to lie there, and the first eight numbers of a key are two barriers as well.
 #
+# {{ diagram("dead_barriers") }}
+#
 # That is forbidden. Where a barrier is, [says NVIDIA's manual](https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-init), neither another one nor anything else may come before `mbarrier.inval` has *invalidated* it; what happens otherwise is undefined. This PTX has no such instruction.
 #
 # Is it the cause? `without_dead_barriers` takes the twelve initialisations out of the PTX, and the
@@ -474,8 +477,8 @@ if __name__ == "__main__" and torch.cuda.is_available():
 # | as the compiler made it | {{ wrong("triton_roles_as_is") }} |
 # | the same PTX without the dead barriers | {{ wrong("triton_roles_removed") }} |
 #
-# It is. One step we have not seen: what turns a broken rule into a wrong number. Likely a barrier
-# that counts as valid is not saved and restored like other memory when a program is stopped
+# It is the cause. One step we have not seen: what makes a wrong number of a broken rule. Likely a
+# barrier that counts as valid is not saved and restored like other memory when a program is stopped
 # half-way, and eight numbers of a key come back as others. It fits that alone nothing happens, and
 # that the result is NaN.
 #
@@ -489,6 +492,7 @@ if __name__ == "__main__" and torch.cuda.is_available():
 #
 # | kernel with roles | wrong, alone | wrong, beside two others |
 # |---|--:|--:|
+# | as the compiler made it | {{ wrong("triton_roles_as_is") }} |
 # | with `INVALIDATE` | {{ wrong("triton_roles") }} |
 #
 # The line names bytes 0 and 8, and the compiler has promised nobody to put dead barriers there. So
@@ -496,7 +500,7 @@ if __name__ == "__main__" and torch.cuda.is_available():
 # error unless the barriers initialised more than once are those that are invalidated.
 #
 # Triton 3.8 gives every barrier a place of its own and invalidates it after use, likely since
-# [this change](https://github.com/triton-lang/triton/pull/9592); the line is left out there. Another compiler built on Triton had [the same mistake](https://github.com/facebookexperimental/triton/pull/462), and its authors quote the same rule.
+# [this change](https://github.com/triton-lang/triton/pull/9592); the line is left out there. Meta's version of Triton had [the same mistake](https://github.com/facebookexperimental/triton/pull/462), and its authors quote the same rule.
 #
 # ## Where it loses, and why
 #
