@@ -408,8 +408,8 @@ def bench(measure):
 #
 # These times are of a kernel with `INVALIDATE`. Leave the line out, as we first did, and alone on a
 # GPU the kernel is right. But under [compute-sanitizer](../glossary.md#compute-sanitizer), while
-# something else ran on the GPU, it gave NaN. Was it the tool? Processes that share a GPU take turns, and a kernel is
-# [stopped half-way and resumed](https://docs.nvidia.com/cuda/pascal-tuning-guide/index.html#preemption). So here is an experiment without the tool. Each kernel runs once, alone, for the
+# something else ran on the GPU, it gave NaN. Was it the tool? Processes that share a GPU take
+# turns, and a kernel is [stopped half-way and resumed](https://docs.nvidia.com/cuda/pascal-tuning-guide/index.html#preemption). So here is an experiment without the tool. Each kernel runs once, alone, for the
 # result to compare with; then 1,500 times alone, and 1,500 times while two other processes multiply
 # matrices. Every launch should give the same bits. Wrong are those that do not:
 #
