@@ -174,7 +174,7 @@ def test_pages_in_a_browser(browser, base, pages, shard):
     """No error, no request elsewhere, no overflow, nothing that axe finds, with all folds open."""
     wrong: list[str] = []
     for first, second in ((DESKTOP, PHONE), (PHONE, DESKTOP)):
-        context = browser.new_context(viewport=first)
+        context = browser.new_context(viewport=first, reduced_motion="reduce")
         context.add_init_script("localStorage.clear()")  # the scheme that was chosen before
         context.route(lambda url: not url.startswith(base), lambda route: route.abort())
         page = context.new_page()
