@@ -1,4 +1,4 @@
-"""hopper_attention with a gradient: what compiles, its tiles on the CPU, on a Hopper GPU the results.
+"""hopper_attention with a gradient: what compiles, and on a Hopper GPU the results.
 
 Gluon has no interpreter. Without a GPU every variant is compiled for sm_90, by this file run as a
 script, and its machine code is looked at; and the kernels before and after run in the interpreter,
