@@ -87,8 +87,7 @@ def _before(
     at = head.to(tl.int64) * padded + rows
     tl.store(lse2_ptr + at, lse * 1.4426950408889634)
     tl.store(delta_ptr + at, tl.sum(do * out.to(tl.float32), axis=1))
-    zeros = tl.zeros([ROWS, HEAD_DIM], tl.float32)
-    tl.store(dq_ptr + at[:, None] * HEAD_DIM + cols, zeros)
+    tl.store(dq_ptr + at[:, None] * HEAD_DIM + cols, tl.zeros([ROWS, HEAD_DIM], tl.float32))
 
 
 @triton.jit(do_not_specialize=["n_queries", "padded"])
@@ -116,16 +115,12 @@ def _after(
 #
 # {{ diagram("hopper_backward_tile") }}
 #
-# Shared heads cost no further sum: the program that owns a tile of keys walks over the tiles of all
-# their query heads, one head after the other (`_step`). If causal, it begins at the first tile that
-# sees one of its keys. Programs of the first keys then have the longest way, and start first, taken
-# from several heads in turn (`together`).
+# Shared heads cost no further sum: the program that owns a tile of keys walks over the tiles of all their query heads, one head after the other (`_step`). If causal, it begins at the first tile that sees one of its keys. Programs of the first keys then have the longest way and start first, taken from up to four heads in turn (`together`).
 
 
 # %% tags=["copy"]
 @gluon.jit
 def _ring(desc, n: gl.constexpr):
-    """Shared memory for `n` blocks of a descriptor."""
     shape: gl.constexpr = [n] + desc.block_type.shape  # noqa: RUF005
     return gl.allocate_shared_memory(desc.dtype, shape, desc.layout)
 
@@ -146,9 +141,7 @@ def _work(sizes, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, MASK: gl.constexp
     pid, tiles = gl.program_id(0), gl.cdiv(n_keys, BLOCK_N)
     head = pid // (together * tiles) * together + pid % together
     start_n = pid // together % tiles * BLOCK_N
-    first = 0
-    if MASK == "causal":
-        first = gl.maximum(start_n + n_queries - n_keys, 0) // BLOCK_M
+    first = gl.maximum(start_n + n_queries - n_keys, 0) // BLOCK_M if MASK == "causal" else 0
     return head, start_n, first, gl.cdiv(n_queries, BLOCK_M)
 
 
@@ -244,8 +237,7 @@ def _add(dq, dq_ptr, q_head, tile, tiles, SUM: gl.constexpr):
 # %% [markdown]
 # ## Rung 1: in turn
 #
-# Five products, and each wait is for all that run: start $S$ and $dP$, wait, exponentials; start
-# $dV$, wait, $dS$; start $dQ$ and $dK$, wait, add. `tl` makes about that of such a loop.
+# Five products, and each [wait](hopper_attention.py#gluon-the-same-compiler-one-floor-down) is for all that run: start $S$ and $dP$, wait, exponentials; start $dV$, wait, $dS$; start $dQ$ and $dK$, wait, add. `tl` makes about that of such a loop.
 #
 # ## Rung 2: wait for one alone
 #
@@ -277,7 +269,6 @@ def _add(dq, dq_ptr, q_head, tile, tiles, SUM: gl.constexpr):
 # %% tags=["copy"]
 @gluon.jit
 def _tile(ring, slot):
-    """A slot as a matrix."""
     return ring.index(slot).reshape([ring.shape[3], ring.shape[4]])
 
 
@@ -554,7 +545,7 @@ def hopper_attention(
 # %% [markdown]
 # ## Is it right?
 #
-# Every rung against float64: tiles that are not full, more keys than queries and fewer, queries that see no key, shared heads, scores so low that a forgotten mask overflows, tensors in memory as `(B, S, H, D)`. Results start as NaN, `dk` and `dv` in frames of NaN. Errors are in percent of the rounding of the largest number. In the last column autograd runs the kernels again: which share of $dQ$, in 16 bits, is not the same as before? Of $dK$ and $dV$ every bit must be.
+# Every rung against float64: tiles that are not full, more keys than queries and fewer, queries that see no key, shared heads, scores so low that a forgotten mask overflows, tensors in memory as `(B, S, H, D)`. Results start as NaN. Errors are in percent of the rounding of the largest number. In the last column autograd runs the kernels again: which share of $dQ$, in 16 bits, is not the same as before? Of $dK$ and $dV$ every bit must be.
 
 
 # %% tags=["fold"]
@@ -585,13 +576,10 @@ def check(device: str = "cuda") -> None:
             exact, lse = hopper_attention_reference(*leaves, causal, 0.11)
             want = torch.autograd.grad(exact, leaves, do.double())
             out, lse = exact.detach().to(dtype).contiguous(), lse.detach().float()
-            frame = torch.full((2, batch, kv_heads, n_keys + 150, head_dim), math.nan).to(q)
-            first = 0 if number < 4 and dtype == torch.bfloat16 else 2
-            for rung, options in list(RUNGS.items())[first:]:
-                got = torch.full_like(out, math.nan), *frame[:, :, :, :n_keys].fill_(math.nan)
+            for rung, options in RUNGS.items():
+                got = [torch.full_like(x, math.nan) for x in (out, k, v)]
                 _launch(_plan(do, q, k, v, out, lse, *got, causal, 0.11, **options))
                 about = f"{rung}, D = {head_dim}, {dtype}, causal {causal}, {case}"
-                assert frame[:, :, :, n_keys:].isnan().all(), f"past the end: {about}"
                 for i, (x, y) in enumerate(zip(got, want, strict=True)):
                     limit = torch.finfo(dtype).eps * (16 if low else 1) * (y.abs().max() + 0.01)
                     error = ((x.double() - y).abs().max() / limit).item()
@@ -637,26 +625,14 @@ def bench(measure):
             return torch.nn.functional.scaled_dot_product_attention(*x, is_causal=causal)
 
     peers = {"triton": hopper_attention, "sdpa_cudnn": cudnn, "triton_tl": flash_attention}
-
-    def inputs(n, head_dim):
-        *x, do = torch.randn(4, 16384 // n, 16, n, head_dim, device="cuda").bfloat16()
-        return [t.requires_grad_() for t in x], do
-
-    def rows(x, causal, products, timings):
-        (batch, _, n, head_dim), numbers = x[0].shape, x[0].numel()
-        size = {"seq_len": n, "batch": batch, "head_dim": head_dim, "causal": causal}
-        size["bytes"] = 16 * numbers if products == 5 else 24 * numbers
-        size["flops"] = 2 * products * numbers * n // (2 if causal else 1)
-        return [{"provider": p, **size, **timing} for p, timing in timings.items()]
-
-    about = {"x": "seq_len", "dtype": "bfloat16", "ceiling": "matmul"}
+    about = {"x": "seq_len", "dtype": "bfloat16", "mode": "backward", "ceiling": "matmul"}
     for head_dim, causal in product((128, 64), (False, True)):
         found = []
         for n in (512, 1000, 1024, 4096, 4097, 16384):
-            x, do = inputs(n, head_dim)
+            *x, do = torch.randn(4, 16384 // n, 16, n, head_dim, device="cuda").bfloat16()
+            x = [t.requires_grad_() for t in x]
             grad = partial(torch.autograd.grad, inputs=x, grad_outputs=do, retain_graph=True)
-            timed = list(peers.items())[: 3 if n in (1024, 4096, 16384) else 2]
-            calls = {p: partial(grad, f(*x, causal=causal)) for p, f in timed}
+            calls = {p: partial(grad, f(*x, causal=causal)) for p, f in peers.items()}
             if n in (4096, 16384):
                 like = [t.detach() for t in x]
                 out, lse = forward(*like, causal=causal, return_lse=True)
@@ -665,19 +641,11 @@ def bench(measure):
                     if rung != "triton" and (rung, head_dim) != ("overlap", 128):
                         plan = _plan(*tensors, causal, head_dim**-0.5, **options)
                         calls[f"triton_{rung}"] = partial(_launch, plan)
-            found += rows(x, causal, 5, measure(calls, hot=n == 4096, host=n == 512))
+            size = {"seq_len": n, "batch": len(x[0]), "head_dim": head_dim, "causal": causal}
+            size |= {"bytes": 16 * do.numel(), "flops": 10 * do.numel() * n // (2 if causal else 1)}
+            timings = measure(calls, hot=n == 4096, host=n == 512)
+            found += [{"provider": p, **size, **timing} for p, timing in timings.items()]
         kind = "causal" if causal else "full"
         title = f"Attention backward, {kind}, 16 heads × {head_dim}, about 16,384 tokens, bfloat16"
         names = {"name": f"hopper_backward_d{head_dim}_{kind}", "title": title, "rows": found}
-        yield about | names | {"mode": "backward"}
-
-    def step(attention, x, do, causal):
-        return torch.autograd.grad(attention(*x, causal=causal), x, do)
-
-    found = []
-    for causal in (False, True):
-        x, do = inputs(4096, 128)
-        calls = {p: partial(step, f, x, do, causal) for p, f in peers.items()}
-        found += rows(x, causal, 7, measure(calls, memory=True))
-    title = "Attention, forward and backward, 4 × 16 heads × 4,096 × 128, bfloat16"
-    yield about | {"name": "hopper_backward_step", "title": title, "mode": "both", "rows": found}
+        yield about | names
