@@ -1,0 +1,651 @@
+# %% [markdown]
+# ---
+# title: Attention's backward on Hopper
+# description: The gradient of attention in Gluon with five products instead of seven, a sum made in memory, and an order of work that keeps the tensor cores busy.
+# tags: [attention, tensor cores, Gluon, wgmma, TMA, atomics, autograd]
+# prerequisites: [attention/flash_attention_backward, attention/hopper_attention]
+# outcome: Say what a sum in memory costs and saves, and order asynchronous products so that each wait is for one of them alone.
+# ---
+#
+# # Attention's backward on Hopper: five products in order
+#
+# {% set tl, cudnn = rec("attention/flash_attention_backward").row("flash_backward_d128_full", provider="triton", seq_len=4096), rec("attention/flash_attention_backward").row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
+# The [backward pass in `tl`](flash_attention_backward.py) ended at {{ tl.tflops | n(0) }} TFLOP/s for 4,096 tokens and $D = 128$, and cuDNN reached {{ cudnn.tflops | n(0) }}. Its two kernels give every sum an owner, and do seven products for it where five would do; that page counted that no kernel of seven can pass cuDNN on long sequences. **What does it take to do five, and what does it cost?**
+#
+# It takes a sum that many programs make together in memory, and an order of products that `tl` cannot state. So this page is written in [Gluon](../glossary.md#gluon), as [the forward](hopper_attention.py) is, for the same chip (H100 and H200). Read that page first: rings, barriers and layouts are explained there. Without such a GPU you can read on, but not run.
+#
+# ## What a step costs
+#
+# A [program](../glossary.md#program) owns 128 keys and walks over the queries, 64 a step. In cycles of an [SM](../glossary.md#sm), whose [tensor cores](../glossary.md#tensor-core) do 4,096 operations in one, and whose special units 16 exponentials:
+#
+# | a step: 128 keys, 64 queries | $D = 128$ | $D = 64$ |
+# |---|--:|--:|
+# | one product, $2 \cdot 128 \cdot 64 \cdot D$ operations | 512 | 256 |
+# | five products | 2,560 | 1,280 |
+# | seven products | 3,584 | 1,792 |
+# | 8,192 exponentials | 512 | 512 |
+# | other arithmetic on scores, about five instructions for each | 320 | 320 |
+# | part of $dQ$ to add up in memory, float32 | 32 KiB | 16 KiB |
+#
+# Exponentials and arithmetic are few beside the products, if they run *at the same time*. At $D = 64$ that matters more: in turn they would add two thirds to the time of five products, at $D = 128$ one third. The last row is the price: for a head of 4,096 tokens and $D = 128$ {{ (4 * 4096**2 * 128 // 128) | bytes }} go to [L2](../glossary.md#l2), where the additions are done. And their order is that in which programs happen to arrive: **gradients of queries differ in the last digits from run to run**.
+
+# %% tags=["copy"]
+import math
+
+import torch
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+# %% [markdown]
+# ## The reference
+#
+# The forward's, and autograd makes the gradient. Of many query heads that share a head of keys ([GQA](../glossary.md#gqa)), each adds to its gradient; a query that sees no key has the gradient 0.
+
+
+# %%
+def hopper_attention_reference(q, k, v, causal=False, scale=None):
+    """Attention in plain PyTorch, differentiable: output and log-sum-exp of every row of scores."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = q @ k.transpose(-2, -1) * scale  # [B, H, n_queries, n_keys]
+    seen = torch.ones_like(scores, dtype=torch.bool)
+    seen = seen.tril(k.shape[2] - q.shape[2]) if causal else seen
+    # finite: the gradient of a softmax over nothing would be NaN
+    weights = scores.masked_fill(~seen, -1e30).softmax(dim=-1).masked_fill(~seen, 0.0)
+    return weights @ v, scores.masked_fill(~seen, -float("inf")).logsumexp(dim=-1)
+
+
+# %% [markdown]
+# ## Before and after
+#
+# Two small kernels frame the large one. The first computes $\delta = dO \cdot O$ of every row, as [derived before](flash_attention_backward.py#the-gradient-line-by-line), turns the log-sum-exp into powers of 2, and clears the float32 buffer in which $dQ$ will be added up. Rows past the last query, and queries that see no key, get a log-sum-exp of $+\infty$: their weights are then $2^{-\infty} = 0$, without a mask in the large kernel. The last kernel scales the sum, rounds it, and puts it in order: the buffer has [another one](#a-sum-in-memory).
+
+
+# %% tags=["copy"]
+@triton.jit(do_not_specialize=["n_heads", "n_queries", "padded"])
+def _before(
+    out_ptr, do_ptr, stride_b, stride_h, stride_m, lse_ptr, lse2_ptr, delta_ptr, dq_ptr,
+    n_heads, n_queries, padded, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Of `ROWS` rows: log-sum-exp to base 2, sums of `do * out`, zeros for the gradient."""
+    tiles = padded // ROWS
+    head, start = tl.program_id(0) // tiles, tl.program_id(0) % tiles * ROWS
+    rows, cols = start + tl.arange(0, ROWS), tl.arange(0, HEAD_DIM)[None, :]
+    mask = rows < n_queries
+    b, h = (head // n_heads).to(tl.int64), (head % n_heads).to(tl.int64)
+    do_ptrs = do_ptr + b * stride_b + h * stride_h + rows.to(tl.int64)[:, None] * stride_m + cols
+    do = tl.load(do_ptrs, mask=mask[:, None], other=0.0).to(tl.float32)
+    at = head.to(tl.int64) * n_queries + rows
+    out = tl.load(out_ptr + at[:, None] * HEAD_DIM + cols, mask=mask[:, None], other=0.0)
+    lse = tl.load(lse_ptr + at, mask=mask, other=float("inf"))
+    lse = tl.where(lse == -float("inf"), float("inf"), lse)
+    at = head.to(tl.int64) * padded + rows
+    tl.store(lse2_ptr + at, lse * 1.4426950408889634)
+    tl.store(delta_ptr + at, tl.sum(do * out.to(tl.float32), axis=1))
+    tl.store(dq_ptr + at[:, None] * HEAD_DIM + cols, tl.zeros([ROWS, HEAD_DIM], tl.float32))
+
+
+@triton.jit(do_not_specialize=["n_queries", "padded"])
+def _after(
+    sum_ptr, dq_ptr, n_queries, padded, scale,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """One tile of the gradient, from the order in which the large kernel adds it up."""
+    tiles = padded // BLOCK_M
+    head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    start = (head * padded + tile * BLOCK_M) * HEAD_DIM
+    x = tl.load(sum_ptr + start + tl.arange(0, BLOCK_M * HEAD_DIM))
+    # [part, i, warp, row, place, half, bit] -> [warp, half, row, part, i, place, bit]
+    x = x.reshape([2, HEAD_DIM // 16, 4, 8, 4, 2, 2]).permute([2, 5, 3, 0, 1, 4, 6])
+    x = x.reshape([BLOCK_M, HEAD_DIM])
+    rows, cols = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, HEAD_DIM)[None, :]
+    dq_ptrs = dq_ptr + (head * n_queries + rows)[:, None] * HEAD_DIM + cols
+    tl.store(dq_ptrs, (x * scale).to(dq_ptr.dtype.element_ty), mask=(rows < n_queries)[:, None])
+
+
+# %% [markdown]
+# ## Who does what
+#
+# One [warp](../glossary.md#warp) loads: keys and values once, and for each step a slot with 64 queries, their $dO$, log-sum-exp and $\delta$. Eight warps compute. All eight are *one* consumer, not two of four as in the forward: each four have 64 of the 128 keys, but $dQ$ sums over all of them, so both halves of $dS$ must meet in [shared memory](../glossary.md#shared-memory).
+#
+# {{ diagram("hopper_backward_tile") }}
+#
+# Shared heads cost no further sum: the program that owns a tile of keys walks over the tiles of all their query heads, one head after the other (`_step`). If causal, it begins at the first tile that sees one of its keys. Programs of the first keys then have the longest way and start first, taken from up to four heads in turn (`together`).
+
+
+# %% tags=["copy"]
+@gluon.jit
+def _ring(desc, n: gl.constexpr):
+    shape: gl.constexpr = [n] + desc.block_type.shape  # noqa: RUF005
+    return gl.allocate_shared_memory(desc.dtype, shape, desc.layout)
+
+
+@gluon.jit
+def _barriers(n: gl.constexpr):
+    """`n` barriers that complete after one arrival."""
+    barriers = gl.allocate_shared_memory(gl.int64, [n, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(n):
+        mbarrier.init(barriers.index(i), count=1)
+    return barriers
+
+
+@gluon.jit
+def _work(sizes, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, MASK: gl.constexpr):
+    """Head of keys (of all batches), first key, first tile of queries, tiles of a head."""
+    n_queries, n_keys, together = sizes
+    pid, tiles = gl.program_id(0), gl.cdiv(n_keys, BLOCK_N)
+    head = pid // (together * tiles) * together + pid % together
+    start_n = pid // together % tiles * BLOCK_N
+    first = gl.maximum(start_n + n_queries - n_keys, 0) // BLOCK_M if MASK == "causal" else 0
+    return head, start_n, first, gl.cdiv(n_queries, BLOCK_M)
+
+
+@gluon.jit
+def _step(i, head, first, tiles, shared_by):
+    """Head of queries and tile of step `i`."""
+    if shared_by == 1:
+        return head, first + i
+    return head * shared_by + i // (tiles - first), first + i % (tiles - first)
+
+
+@gluon.jit
+def _load(descs, heads, sizes, rings, bars, MASK: gl.constexpr):
+    """The loading warp."""
+    k_desc, v_desc, q_desc, do_desc, lse_desc, delta_desc = descs
+    k_ring, v_ring, q_ring, do_ring, lse_ring, delta_ring = rings
+    kv_full, full, free = bars
+    n_heads, shared_by = heads
+    STAGES: gl.constexpr = q_ring.shape[0]
+    BLOCK_M: gl.constexpr = q_ring.shape[3]
+    BYTES: gl.constexpr = 2 * q_desc.block_type.nbytes + 2 * lse_desc.block_type.nbytes
+    head, start_n, first, tiles = _work(sizes, BLOCK_M, k_ring.shape[3], MASK)
+    kv_heads = n_heads // shared_by
+    keys_at = [head // kv_heads, head % kv_heads, start_n, 0]
+    mbarrier.expect(kv_full.index(0), 2 * k_desc.block_type.nbytes)
+    tma.async_copy_global_to_shared(k_desc, keys_at, kv_full.index(0), k_ring.index(0))
+    tma.async_copy_global_to_shared(v_desc, keys_at, kv_full.index(0), v_ring.index(0))
+    for i in range((tiles - first) * shared_by):
+        slot, turn = i % STAGES, i // STAGES & 1
+        q_head, tile = _step(i, head, first, tiles, shared_by)
+        at = [q_head // n_heads, q_head % n_heads, tile * BLOCK_M, 0]
+        row_at = [q_head, tile * BLOCK_M]
+        bar = full.index(slot)
+        mbarrier.wait(free.index(slot), turn ^ 1)
+        mbarrier.expect(bar, BYTES)
+        tma.async_copy_global_to_shared(q_desc, at, bar, q_ring.index(slot))
+        tma.async_copy_global_to_shared(lse_desc, row_at, bar, lse_ring.index(slot))
+        tma.async_copy_global_to_shared(do_desc, at, bar, do_ring.index(slot))
+        tma.async_copy_global_to_shared(delta_desc, row_at, bar, delta_ring.index(slot))
+
+
+# %% [markdown]
+# ## A sum in memory
+#
+# A wgmma leaves two adjacent numbers of a row in a thread, and two of the eighth row below. In a buffer with rows a thread could add two at once, 8 bytes. But who says that the buffer has rows? Any order will do that `_after` knows. So those four numbers come to lie side by side, and beside them those of the next thread: one instruction adds 16 bytes a thread, 512 in a row a warp (`red.global.add.v4.f32` in [PTX](../glossary.md#ptx)). No mask is needed: past the last query the parts are 0.
+#
+# ## Weights
+#
+# As on the page before, scores have a row for each key, so that $P$ and $dS$ come back in the [layout](../glossary.md#layout) in which $dV$ and $dK$ want their left factors. Only tiles on the diagonal, or with the last keys, are masked, and *before* the exponentials. To mask the weights after them is as right, but it takes registers while $dP$ is running, and at $D = 128$ too few are left: NVIDIA's assembler then [makes every product wait](#what-the-assembler-wants) for the one before.
+
+
+# %% tags=["copy"]
+@gluon.jit
+def _rows(ring, slot, like):
+    """One number of a slot for each column of `like`."""
+    column: gl.constexpr = gl.SliceLayout(0, like.type.layout)
+    return ring.index(slot).reshape([like.shape[1]]).load(column)[None, :]
+
+
+@gluon.jit
+def _weights(s, lse_ring, slot, start_n, start_m, sizes, scale_log2, MASK: gl.constexpr):
+    """Weights of a tile, transposed; 0 where the query does not see the key."""
+    n_queries, n_keys, _ = sizes
+    BLOCK_N: gl.constexpr = s.shape[0]
+    keys = start_n + gl.arange(0, BLOCK_N, gl.SliceLayout(1, s.type.layout))[:, None]
+    queries = gl.arange(0, s.shape[1], gl.SliceLayout(0, s.type.layout))[None, :]
+    if MASK == "causal":
+        # the last key that the first query sees; keys past the end are seen by none
+        last = start_m + n_keys - n_queries
+        if start_n + BLOCK_N - 1 > last:
+            s = gl.where(keys - last <= queries, s, -float("inf"))
+    elif MASK == "end":
+        if start_n + BLOCK_N > n_keys:
+            s = gl.where(keys < n_keys, s, -float("inf"))
+    return gl.exp2(s * scale_log2 - _rows(lse_ring, slot, s))
+
+
+@gluon.jit
+def _add(dq, dq_ptr, q_head, tile, tiles, SUM: gl.constexpr):
+    """Adds a tile to the sum in memory; without SUM nothing, to see what that costs."""
+    N: gl.constexpr = dq.shape[0] * dq.shape[1]
+    # [warp, half, row, part, i, place, bit] -> [part, i, warp, row, place, half, bit]
+    x = dq.reshape([4, 2, 8, 2, dq.shape[1] // 16, 4, 2]).permute([3, 4, 0, 2, 5, 1, 6])
+    x = x.reshape([N])
+    dq_ptrs = dq_ptr + (q_head.to(gl.int64) * tiles + tile) * N + gl.arange(0, N, x.type.layout)
+    if SUM:
+        gl.atomic_add(dq_ptrs, x, sem="relaxed")
+    else:
+        # never, but the compiler must not leave out the product
+        gl.store(dq_ptrs, x, mask=x != x)
+
+
+# %% [markdown]
+# ## Rung 1: in turn
+#
+# Five products, and each [wait](hopper_attention.py#gluon-the-same-compiler-one-floor-down) is for all that run: start $S$ and $dP$, wait, exponentials; start $dV$, wait, $dS$; start $dQ$ and $dK$, wait, add. `tl` makes about that of such a loop.
+#
+# ## Rung 2: wait for one alone
+#
+# Products end in the order in which they were started, and `warpgroup_mma_wait(1)` returns when at most one is still running: all but the last have ended. So always start one more than you wait for:
+#
+# | start | wait for | and meanwhile |
+# |---|---|---|
+# | $S$, $dP$ | $S$ | exponentials, under $dP$ |
+# | $dV$ | $dP$ | $dS$, and to shared memory, under $dV$ |
+# | $dQ$, $dK$ | $dQ$ | adding $dQ$, and on to the next step, under $dK$ |
+#
+# {{ diagram("hopper_backward_orders") }}
+#
+# In the code the two rungs differ in a number, `RUNNING`: how many products a wait leaves running.
+#
+# ## Rung 3: a step ahead, at $D = 64$
+#
+# There the exponentials take 512 cycles and the product beside them, $dP$, 256. More must run beside them. But at $D = 64$ `dk` and `dv` take half the registers, so $S$ and $dP$ of the *next* step find room (`AHEAD`):
+#
+# | start | wait for | and meanwhile |
+# |---|---|---|
+# | | | exponentials and $dS$, under $dV$, $dQ$, $dK$ of the step before |
+# | next $S$, $dP$ | those three | $dS$ to shared memory, adding the last $dQ$, under $S$ and $dP$ |
+# | $dV$, $dQ$, $dK$ | next $S$, $dP$ | on to the next step, under the three |
+#
+# Three products run beside the arithmetic, not one. After the last step $S$ and $dP$ are computed once more, of whatever the slot holds, and nobody looks.
+
+
+# %% tags=["copy"]
+@gluon.jit
+def _tile(ring, slot):
+    return ring.index(slot).reshape([ring.shape[3], ring.shape[4]])
+
+
+@gluon.jit
+def _new(a, b, like):
+    """Starts a product, laid out like `like`."""
+    return hopper.warpgroup_mma(a, b, like, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _multiply(
+    task, heads, sizes, rings, ds_ring, bars,
+    MASK: gl.constexpr, AHEAD: gl.constexpr, RUNNING: gl.constexpr, SUM: gl.constexpr,
+):  # fmt: skip
+    """The consumer, eight warps: gradients of one tile of keys and values, and parts of dQ."""
+    dk_desc, dv_desc, dq_ptr, scale, scale_log2 = task
+    k_ring, v_ring, q_ring, do_ring, lse_ring, delta_ring = rings
+    kv_full, full, free = bars
+    n_heads, shared_by = heads
+    dtype: gl.constexpr = k_ring.dtype
+    STAGES: gl.constexpr = q_ring.shape[0]
+    BLOCK_M: gl.constexpr = q_ring.shape[3]
+    BLOCK_N: gl.constexpr = k_ring.shape[3]
+    D: gl.constexpr = k_ring.shape[4]
+    # warps side by side over the keys; for dQ four have the first half of D, four the second
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, BLOCK_M, 16])
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, D, 16])
+    LEFT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=SUMS, k_width=2)
+    HALVES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 2], [16, D // 2, 16])
+    head, start_n, first, tiles = _work(sizes, BLOCK_M, BLOCK_N, MASK)
+    # the last query sees every key, so there is a step; the compiler must know it as well
+    steps = gl.maximum((tiles - first) * shared_by, 1)
+    scores = gl.zeros([BLOCK_N, BLOCK_M], gl.float32, SCORES)
+    part = gl.zeros([BLOCK_M, D], gl.float32, HALVES)
+    dk = hopper.warpgroup_mma_init(gl.zeros([BLOCK_N, D], gl.float32, SUMS))
+    dv = hopper.warpgroup_mma_init(gl.zeros([BLOCK_N, D], gl.float32, SUMS))
+    mbarrier.wait(kv_full.index(0), 0)
+    k, v = _tile(k_ring, 0), _tile(v_ring, 0)
+    left = gl.zeros([BLOCK_N, BLOCK_M], dtype, LEFT)
+    if AHEAD:
+        weights = left
+        mbarrier.wait(full.index(0), 0)
+        s = _new(k, _tile(q_ring, 0).permute([1, 0]), scores)
+        dp = _new(v, _tile(do_ring, 0).permute([1, 0]), scores)
+        s, dp = hopper.warpgroup_mma_wait(0, deps=(s, dp))
+        dq = hopper.warpgroup_mma_init(part)
+    for i in range(steps):
+        slot, turn, last_slot = i % STAGES, i // STAGES & 1, (i + STAGES - 1) % STAGES
+        q_head, tile = _step(i, head, first, tiles, shared_by)
+        q, do, ds_tile = _tile(q_ring, slot), _tile(do_ring, slot), ds_ring.index(i % 2)
+        if not AHEAD:
+            mbarrier.wait(full.index(slot), turn)
+            s = _new(k, q.permute([1, 0]), scores)
+            dp = _new(v, do.permute([1, 0]), scores)
+            s, left = hopper.warpgroup_mma_wait(RUNNING, deps=(s, left))
+            p = _weights(s, lse_ring, slot, start_n, tile * BLOCK_M, sizes, scale_log2, MASK)
+            weights = gl.convert_layout(p.to(dtype), LEFT)
+            dv = hopper.warpgroup_mma(weights, do, dv, is_async=True)
+            # the slot of the step before: its last product, dK, ended before S
+            mbarrier.arrive(free.index(last_slot), count=1, pred=i > 0)
+            dp = hopper.warpgroup_mma_wait(RUNNING, deps=(dp,))
+            ds = (p * (dp - _rows(delta_ring, slot, dp))).to(dtype)
+            ds_tile.store(ds)
+            hopper.fence_async_shared()
+            dq = _new(ds_tile.permute([1, 0]), k, part)
+            left = gl.convert_layout(ds, LEFT)
+            dk = hopper.warpgroup_mma(left, q, dk, is_async=True)
+            dq, weights = hopper.warpgroup_mma_wait(RUNNING, deps=(dq, weights))
+            _add(dq, dq_ptr, q_head, tile, tiles, SUM)
+        else:
+            p = _weights(s, lse_ring, slot, start_n, tile * BLOCK_M, sizes, scale_log2, MASK)
+            weights = hopper.warpgroup_mma_wait(2, deps=(weights,))
+            weights = gl.convert_layout(p.to(dtype), LEFT)
+            ds = (p * (dp - _rows(delta_ring, slot, dp))).to(dtype)
+            dq, dk, dv, left = hopper.warpgroup_mma_wait(0, deps=(dq, dk, dv, left))
+            left = gl.convert_layout(ds, LEFT)
+            slot, turn = (i + 1) % STAGES, (i + 1) // STAGES & 1
+            mbarrier.wait(full.index(slot), turn, pred=i + 1 < steps)
+            s = _new(k, _tile(q_ring, slot).permute([1, 0]), scores)
+            dp = _new(v, _tile(do_ring, slot).permute([1, 0]), scores)
+            mbarrier.arrive(free.index(last_slot), count=1, pred=i > 0)
+            ds_tile.store(ds)
+            hopper.fence_async_shared()
+            # of the step before; in the first, zeros
+            q_head, tile = _step(gl.maximum(i - 1, 0), head, first, tiles, shared_by)
+            _add(dq, dq_ptr, q_head, tile, tiles, SUM)
+            dv = hopper.warpgroup_mma(weights, do, dv, is_async=True)
+            dq = _new(ds_tile.permute([1, 0]), k, part)
+            dk = hopper.warpgroup_mma(left, q, dk, is_async=True)
+            s, dp = hopper.warpgroup_mma_wait(3, deps=(s, dp))
+    dk, dv, left = hopper.warpgroup_mma_wait(0, deps=(dk, dv, left))
+    if AHEAD:
+        dq, weights = hopper.warpgroup_mma_wait(0, deps=(dq, weights))
+        q_head, tile = _step(steps - 1, head, first, tiles, shared_by)
+        _add(dq, dq_ptr, q_head, tile, tiles, SUM)
+    # out through the room of values and keys; values first, whose rows only their own warps read
+    kv_heads = n_heads // shared_by
+    at = [head // kv_heads, head % kv_heads, start_n, 0]
+    v.store(dv.to(dtype))
+    hopper.fence_async_shared()
+    tma.async_copy_shared_to_global(dv_desc, at, v_ring.index(0))
+    k.store((dk * scale).to(dtype))
+    hopper.fence_async_shared()
+    tma.async_copy_shared_to_global(dk_desc, at, k_ring.index(0))
+    tma.store_wait(pendings=0)
+
+
+@gluon.jit(do_not_specialize=["n_heads", "n_queries", "n_keys", "together"])
+def hopper_attention_backward_kernel(
+    k_desc, v_desc, q_desc, do_desc, lse_desc, delta_desc, dk_desc, dv_desc, dq_ptr,
+    n_heads, shared_by, n_queries, n_keys, together, scale, scale_log2, STAGES: gl.constexpr,
+    MASK: gl.constexpr, AHEAD: gl.constexpr, RUNNING: gl.constexpr, SUM: gl.constexpr,
+):  # fmt: skip
+    """Gradients of one tile of keys and values of one head; parts of dQ are added in memory."""
+    BLOCK_M: gl.constexpr = q_desc.block_type.shape[2]
+    BLOCK_N: gl.constexpr = k_desc.block_type.shape[2]
+    DS: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, BLOCK_M], k_desc.dtype)
+    ds_ring = gl.allocate_shared_memory(k_desc.dtype, [2, BLOCK_N, BLOCK_M], DS)
+    rings = (
+        _ring(k_desc, 1), _ring(v_desc, 1), _ring(q_desc, STAGES), _ring(do_desc, STAGES),
+        _ring(lse_desc, STAGES), _ring(delta_desc, STAGES),
+    )  # fmt: skip
+    bars = (_barriers(1), _barriers(STAGES), _barriers(STAGES))
+    descs = (k_desc, v_desc, q_desc, do_desc, lse_desc, delta_desc)
+    heads, sizes = (n_heads, shared_by), (n_queries, n_keys, together)
+    task = (dk_desc, dv_desc, dq_ptr, scale, scale_log2)
+    gl.warp_specialize([
+        (_multiply, (task, heads, sizes, rings, ds_ring, bars, MASK, AHEAD, RUNNING, SUM)),
+        (_load, (descs, heads, sizes, rings, bars, MASK)),
+    ], [1], [24])  # fmt: skip
+
+
+# %% [markdown]
+# ## Registers decide
+#
+# What a thread holds at its fullest, in registers of 32 bits; 240 is the limit:
+#
+# | | `dk`, `dv` | $S$ or $P$ | $dP$ | $P$, $dS$ in 16 bits | `dq` | together |
+# |---|--:|--:|--:|--:|--:|--:|
+# | rung 2, $D = 128$, before $dV$ | 128 | 32 | 32 | 16 | | 208 |
+# | rung 3, $D = 64$, while the next $S$ runs | 64 | 32 | 32 | 32 | 16 | 176 |
+# | rung 3, $D = 128$ | 128 | 32 | 32 | 32 | 32 | 256 |
+#
+# Addresses, counters and $\delta$ come on top. So at $D = 128$ rung 3 [spills](../glossary.md#spill), and rung 2 is the last. The limit: an [SM](../glossary.md#sm) has 65,536 [registers](../glossary.md#register). Eight warps with 240 a thread, and four, of which one loads, with 24 take 64,512, which is 168 for each of 384 threads at launch (`maxnreg`).
+#
+# Three kernels make one `autograd.Function`. The forward is [that of its page](hopper_attention.py), or any other that returns the log-sum-exp as well.
+
+
+# %% tags=["copy"]
+BLOCK_M, BLOCK_N = 64, 128
+STAGES = {64: 4, 128: 3}
+# heads whose programs take turns, causal: the longest of all of them first
+TOGETHER = 4
+
+
+def _described(x: torch.Tensor, block: list[int]) -> TensorDescriptor:
+    dtype = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}.get(x.dtype, gl.float32)
+    layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
+    return TensorDescriptor.from_tensor(x, block, layout)
+
+
+def _fits(x: torch.Tensor) -> bool:
+    """Whether a descriptor can describe `x`."""
+    rows = x.stride(3) == 1 and x.stride(2) >= x.shape[3]
+    return rows and x.data_ptr() % 16 == 0 and all(n % 8 == 0 for n in x.stride()[:3])
+
+
+def _plan(do, q, k, v, out, lse, dq, dk, dv, causal, scale, ahead=None, running=1, summed=True):
+    """Three launches: kernel, grid, arguments, options. The last three choose the rung."""
+    (batch, heads, n_queries, head_dim), (_, kv_heads, n_keys, _) = q.shape, k.shape
+    tiles, padded = triton.cdiv(n_keys, BLOCK_N), triton.cdiv(n_queries, BLOCK_M) * BLOCK_M
+    lse2, delta = q.new_empty((2, batch * heads, padded), dtype=torch.float32)
+    total = q.new_empty((batch * heads, padded, head_dim), dtype=torch.float32)
+    by_key, by_query = ([1, 1, n, head_dim] for n in (BLOCK_N, BLOCK_M))
+    blocks = (by_key, by_key, by_query, by_query, [1, BLOCK_M], [1, BLOCK_M], by_key, by_key)
+    tensors = zip((k, v, q, do, lse2, delta, dk, dv), blocks, strict=True)
+    together = math.gcd(batch * kv_heads, TOGETHER) if causal else 1
+    mask = "causal" if causal else "end" if n_keys % BLOCK_N else "none"
+    before = (out, do, *do.stride()[:3], lse, lse2, delta, total, heads, n_queries, padded)
+    main = (
+        *(_described(x, block) for x, block in tensors), total, heads, heads // kv_heads,
+        n_queries, n_keys, together, scale, scale * math.log2(math.e), STAGES[head_dim],
+        mask, head_dim == 64 if ahead is None else ahead, running, summed,
+    )  # fmt: skip
+    after, kernel = (total, dq, n_queries, padded, scale), hopper_attention_backward_kernel
+    return (
+        (_before, (batch * heads * padded // 32,), (*before, head_dim, 32), {}),
+        (kernel, (tiles * batch * kv_heads,), main, {"num_warps": 8, "maxnreg": 168}),
+        (_after, (batch * heads * padded // BLOCK_M,), (*after, head_dim, BLOCK_M), {}),
+    )
+
+
+def _launch(launches) -> None:
+    for kernel, grid, arguments, options in launches:
+        kernel[grid](*arguments, **options)
+
+
+def hopper_attention_backward(do, q, k, v, out, lse, causal: bool, scale: float):
+    """Gradients dq, dk, dv for `do`, the gradient of `out`; `lse` as the forward returns it."""
+    new = torch.empty if q.numel() and k.numel() else torch.zeros
+    grads = [new(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    if new is torch.empty:
+        do, out, lse = do if _fits(do) else do.contiguous(), out.contiguous(), lse.contiguous()
+        with torch.cuda.device_of(q):
+            _launch(_plan(do, q, k, v, out, lse, *grads, causal, scale))
+    return grads
+
+
+class _HopperAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, causal, scale, forward):
+        out, lse = forward(q, k, v, causal=causal, scale=scale, return_lse=True)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.options = causal, scale
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, do):
+        grads = hopper_attention_backward(do, *ctx.saved_tensors, *ctx.options)
+        return *grads, None, None, None
+
+
+def hopper_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool = False,
+    scale: float | None = None, forward=None,
+) -> torch.Tensor:  # fmt: skip
+    """Attention, `softmax(scale * q @ k.T) @ v` of every head, on a Hopper GPU; differentiable.
+
+    Differentiable once. Gradients of keys and values have the same bits in every run. That of the
+    queries has not: it is added up in memory, in float32, in the order in which programs arrive.
+    That sum, five products and their overlap as in https://arxiv.org/abs/2407.08608.
+
+    Args:
+        q: Queries `(B, H, n_queries, D)`, float16 or bfloat16, D 64 or 128; any strides whose rows
+            are adjacent numbers and begin at multiples of 16 bytes.
+        k: Keys `(B, H_kv, n_keys, D)`; query head h reads key head `h // (H // H_kv)`.
+        v: Values, like `k`.
+        causal: Whether a query sees only keys up to its place; the last query has the last key's.
+        scale: Factor of the scores, positive; `D ** -0.5` if None.
+        forward: Called as `forward(q, k, v, causal=causal, scale=scale, return_lse=True)`; returns
+            the output and the log-sum-exp of its scaled scores, float32 `(B, H, n_queries)`, -inf
+            for no key. If None, that of `hopper_attention.py`, a file beside this one.
+
+    Returns:
+        The output, like `q`; 0 for a query that sees no key.
+
+    Raises:
+        TypeError: The dtype is neither of the two, or differs between the inputs.
+        ValueError: Shape, strides, device or scale are not as above.
+    """
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        if x.dtype not in (torch.float16, torch.bfloat16) or x.dtype != q.dtype:
+            raise TypeError(f"hopper_attention takes float16 or bfloat16; {name} is {x.dtype}")
+        if x.dim() != 4 or x.shape[3] not in STAGES or x.device != q.device or not _fits(x):
+            told = f"{name} is {[*x.shape]}, strides {x.stride()}, on {x.device}"
+            take = "(B, H, S, 64 or 128) on one device, rows at multiples of 16 bytes"
+            raise ValueError(f"hopper_attention takes {take}; {told}")
+    uneven = q.shape[1] % k.shape[1] if k.shape[1] else q.shape[1]
+    if k.shape != v.shape or q.shape[::3] != k.shape[::3] or uneven:
+        told = f"{[*q.shape]}, {[*k.shape]}, {[*v.shape]}"
+        raise ValueError(f"hopper_attention takes k and v alike that fit q; got {told}")
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"hopper_attention takes a positive, finite scale, got {scale}")
+    if not q.is_cuda or torch.cuda.get_device_capability(q.device) != (9, 0):
+        remedy = "Gluon has no interpreter, so TRITON_INTERPRET=1 does not help"
+        raise ValueError(f"hopper_attention needs a Hopper GPU, got {q.device}; {remedy}")
+    if forward is None:
+        from hopper_attention import hopper_attention as forward
+    return _HopperAttention.apply(q, k, v, causal, scale, forward)
+
+
+# %% [markdown]
+# ## Is it right?
+#
+# Every rung against float64: tiles that are not full, more keys than queries and fewer, queries that see no key, shared heads, scores so low that a forgotten mask overflows, tensors in memory as `(B, S, H, D)`. Results start as NaN. Errors are in percent of the rounding of the largest number. In the last column autograd runs the kernels again: which share of $dQ$, in 16 bits, is not the same as before? Of $dK$ and $dV$ every bit must be.
+
+
+# %% tags=["fold"]
+RUNGS = {"turn": {"ahead": False, "running": 0}, "overlap": {"ahead": False}, "triton": {}}
+
+
+def check(device: str = "cuda") -> None:
+    """Compares every rung, and autograd's way, with float64; raises AssertionError."""
+    from itertools import product
+
+    if device != "cuda":
+        raise RuntimeError("Gluon has no interpreter: this check needs a Hopper GPU")
+    # batch, heads of queries and of keys, queries, keys
+    cases = [(2, 3, 3, 64, 128), (1, 2, 2, 65, 127), (1, 1, 1, 1, 1), (2, 6, 2, 1000, 1000)]
+    cases += [(1, 4, 1, 300, 1111), (1, 2, 2, 1111, 300), (1, 1, 1, 129, 63), (3, 5, 5, 256, 384)]
+    cases += [(2, 12, 4, 777, 777), (1, 2, 1, 2049, 4097)]
+    for head_dim, dtype in product((64, 128), (torch.bfloat16, torch.float16)):
+        worst, moved = [0.0] * 3, 0.0
+        for (number, case), causal in product(enumerate(cases), (False, True)):
+            batch, heads, kv_heads, n_queries, n_keys = case
+            torch.manual_seed(number)
+            q, do = torch.randn(2, batch, n_queries, heads, head_dim, device=device)
+            k, v = torch.randn(2, batch, n_keys, kv_heads, head_dim, device=device)
+            if low := number % 3 == 1:  # what keys share falls out of dq, its rounding does not
+                q, k = 0.3 * q + 5, 0.3 * k - 5
+            q, k, v, do = (x.to(dtype).transpose(1, 2) for x in (q, k, v, do))
+            leaves = [x.double().requires_grad_() for x in (q, k, v)]
+            exact, lse = hopper_attention_reference(*leaves, causal, 0.11)
+            want = torch.autograd.grad(exact, leaves, do.double())
+            out, lse = exact.detach().to(dtype).contiguous(), lse.detach().float()
+            for rung, options in RUNGS.items():
+                got = [torch.full_like(x, math.nan) for x in (out, k, v)]
+                _launch(_plan(do, q, k, v, out, lse, *got, causal, 0.11, **options))
+                about = f"{rung}, D = {head_dim}, {dtype}, causal {causal}, {case}"
+                for i, (x, y) in enumerate(zip(got, want, strict=True)):
+                    limit = torch.finfo(dtype).eps * (16 if low else 1) * (y.abs().max() + 0.01)
+                    error = ((x.double() - y).abs().max() / limit).item()
+                    assert error <= 1, f"d{'qkv'[i]} is off by {error:.0%} of its limit: {about}"
+                    worst[i] = max(worst[i], error)
+            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+            given = {"forward": lambda *_, results=(out, lse), **__: results}
+            again = hopper_attention(*leaves, causal=causal, scale=0.11, **given)
+            dq, dk, dv = torch.autograd.grad(again, leaves, do)
+            assert torch.equal(dk, got[1]) and torch.equal(dv, got[2]), f"dk, dv moved: {about}"
+            moved = max(moved, (dq != got[0]).float().mean().item())
+        line = "".join(f"  d{x} {error:3.0%}" for x, error in zip("QKV", worst, strict=True))
+        print(f"D = {head_dim:3} {str(dtype)[6:]:8}{line}  other bits in dQ {moved:.2%}")
+
+
+if __name__ == "__main__":
+    check("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% [markdown]
+# DETERMINISM_PROSE
+#
+# ## Is it fast?
+#
+# Sixteen heads, and as many sequences as make 16,384 tokens; the backward pass alone, its three kernels together, [cool](../glossary.md#cool-and-hot). Before you look: how much will rung 2 gain over rung 1, and what will the sum in memory cost when it runs under a product?
+
+
+# %% tags=["fold"]
+def bench(measure):
+    """Benchmarks of this page; see scripts/measure.py for how each time is taken."""
+    import sys
+    from functools import partial
+    from itertools import product
+    from pathlib import Path
+
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from flash_attention_backward import flash_attention
+    from hopper_attention import hopper_attention as forward
+
+    def cudnn(*x, causal):
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return torch.nn.functional.scaled_dot_product_attention(*x, is_causal=causal)
+
+    peers = {"triton": hopper_attention, "sdpa_cudnn": cudnn, "triton_tl": flash_attention}
+    about = {"x": "seq_len", "dtype": "bfloat16", "mode": "backward", "ceiling": "matmul"}
+    for head_dim, causal in product((128, 64), (False, True)):
+        found = []
+        for n in (512, 1000, 1024, 4096, 4097, 16384):
+            *x, do = torch.randn(4, 16384 // n, 16, n, head_dim, device="cuda").bfloat16()
+            x = [t.requires_grad_() for t in x]
+            grad = partial(torch.autograd.grad, inputs=x, grad_outputs=do, retain_graph=True)
+            calls = {p: partial(grad, f(*x, causal=causal)) for p, f in peers.items()}
+            if n in (4096, 16384):
+                like = [t.detach() for t in x]
+                out, lse = forward(*like, causal=causal, return_lse=True)
+                tensors = do, *like, out, lse, *(torch.empty_like(t) for t in x)
+                for rung, options in {**RUNGS, "unsummed": {"summed": False}}.items():
+                    if rung != "triton" and (rung, head_dim) != ("overlap", 128):
+                        plan = _plan(*tensors, causal, head_dim**-0.5, **options)
+                        calls[f"triton_{rung}"] = partial(_launch, plan)
+            size = {"seq_len": n, "batch": len(x[0]), "head_dim": head_dim, "causal": causal}
+            size |= {"bytes": 16 * do.numel(), "flops": 10 * do.numel() * n // (2 if causal else 1)}
+            timings = measure(calls, hot=n == 4096, host=n == 512)
+            found += [{"provider": p, **size, **timing} for p, timing in timings.items()]
+        kind = "causal" if causal else "full"
+        title = f"Attention backward, {kind}, 16 heads × {head_dim}, about 16,384 tokens, bfloat16"
+        names = {"name": f"hopper_backward_d{head_dim}_{kind}", "title": title, "rows": found}
+        yield about | names
