@@ -2,7 +2,7 @@
 # ---
 # title: Attention's backward on Hopper
 # description: The gradient of attention in Gluon with five products instead of seven, a sum made in memory, and an order of work that keeps the tensor cores busy.
-# tags: [attention, tensor cores, Gluon, wgmma, TMA, atomics, autograd]
+# tags: [attention, tensor cores, Gluon, wgmma, TMA, autograd, determinism]
 # prerequisites: [attention/flash_attention_backward, attention/hopper_attention]
 # outcome: Say what a sum in memory costs and saves, and order asynchronous products so that each wait is for one of them alone.
 # ---
