@@ -251,9 +251,9 @@ def _add(dq, dq_ptr, q_head, tile, tiles, SUM: gl.constexpr):
 #
 # {{ diagram("hopper_backward_orders") }}
 #
-# ## Rung 3: a step ahead, at $D = 64$
+# ## Rung 3: a step ahead
 #
-# There the exponentials take 512 cycles, and $dP$ beside them 256. But `dk` and `dv` take half the [registers](../glossary.md#register), so that $S$ and $dP$ of the *next* step find room (`AHEAD`), and three products run beside the arithmetic, not one. After the last step $S$ and $dP$ are computed once more, of whatever the slot holds, and nobody looks:
+# At $D = 64$ the exponentials take 512 cycles, and $dP$ beside them 256. But `dk` and `dv` take half the [registers](../glossary.md#register), so that $S$ and $dP$ of the *next* step find room (`AHEAD`), and three products run beside the arithmetic, not one. After the last step $S$ and $dP$ are computed once more, of whatever the slot holds, and nobody looks:
 #
 # | start | wait for | and meanwhile |
 # |---|---|---|
