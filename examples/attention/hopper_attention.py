@@ -696,4 +696,4 @@ def bench(measure):
 # out, lse = hopper_attention(q, k, v, causal=True, return_lse=True)  # (B, H, S, D), D 64 or 128
 # ```
 #
-# See [`hopper_attention`][examples.attention.hopper_attention.hopper_attention]. On other GPUs use [`flash_attention`](flash_attention.py).
+# See [`hopper_attention`][examples.attention.hopper_attention.hopper_attention]. [Its gradient](hopper_backward.py) is a page of its own. On other GPUs use [`flash_attention`](flash_attention.py).

@@ -2,7 +2,7 @@
 # ---
 # title: Attention's backward on Hopper
 # description: The gradient of attention in Gluon with five products instead of seven, a sum made in memory, and an order of work that keeps the tensor cores busy.
-# tags: [attention, tensor cores, Gluon, wgmma, TMA, atomics, autograd]
+# tags: [attention, tensor cores, Gluon, wgmma, TMA, autograd, determinism]
 # prerequisites: [attention/flash_attention_backward, attention/hopper_attention]
 # outcome: Say what a sum in memory costs and saves, and order asynchronous products so that each wait is for one of them alone.
 # ---
@@ -115,7 +115,7 @@ def _after(
 #
 # {{ diagram("hopper_backward_tile") }}
 #
-# Shared heads cost no further sum: the program that owns a tile of keys walks over the tiles of all their query heads, one head after the other (`_step`). If causal, it begins at the first tile that sees one of its keys. Programs of the first keys then have the longest way and start first, taken from up to four heads in turn (`together`).
+# [Shared heads](../glossary.md#gqa) cost no further sum: the program that owns a tile of keys walks over the tiles of all their query heads, one head after the other (`_step`). If causal, it begins at the first tile that sees one of its keys. Programs of the first keys then have the longest way and start first, taken from up to four heads in turn (`together`).
 
 
 # %% tags=["copy"]
@@ -241,7 +241,7 @@ def _add(dq, dq_ptr, q_head, tile, tiles, SUM: gl.constexpr):
 #
 # ## Rung 2: wait for one alone
 #
-# Products end in the order in which they were started, and `warpgroup_mma_wait(1)` returns when at most one is still running: all but the last have ended. So always start one more than you wait for:
+# Products end in the order in which they were [started](../glossary.md#wgmma), and `warpgroup_mma_wait(1)` returns when at most one is still running: all but the last have ended. So always start one more than you wait for (in the code the two rungs differ in a number, `RUNNING`: how many products a wait leaves):
 #
 # | start | wait for | and meanwhile |
 # |---|---|---|
@@ -251,19 +251,15 @@ def _add(dq, dq_ptr, q_head, tile, tiles, SUM: gl.constexpr):
 #
 # {{ diagram("hopper_backward_orders") }}
 #
-# In the code the two rungs differ in a number, `RUNNING`: how many products a wait leaves running.
+# ## Rung 3: a step ahead
 #
-# ## Rung 3: a step ahead, at $D = 64$
-#
-# There the exponentials take 512 cycles and the product beside them, $dP$, 256. More must run beside them. But at $D = 64$ `dk` and `dv` take half the registers, so $S$ and $dP$ of the *next* step find room (`AHEAD`):
+# At $D = 64$ the exponentials take 512 cycles, and $dP$ beside them 256. But `dk` and `dv` take half the [registers](../glossary.md#register), so that $S$ and $dP$ of the *next* step find room (`AHEAD`), and three products run beside the arithmetic, not one. After the last step $S$ and $dP$ are computed once more, of whatever the slot holds, and nobody looks:
 #
 # | start | wait for | and meanwhile |
 # |---|---|---|
 # | | | exponentials and $dS$, under $dV$, $dQ$, $dK$ of the step before |
 # | next $S$, $dP$ | those three | $dS$ to shared memory, adding the last $dQ$, under $S$ and $dP$ |
 # | $dV$, $dQ$, $dK$ | next $S$, $dP$ | on to the next step, under the three |
-#
-# Three products run beside the arithmetic, not one. After the last step $S$ and $dP$ are computed once more, of whatever the slot holds, and nobody looks.
 
 
 # %% tags=["copy"]
@@ -412,9 +408,7 @@ def hopper_attention_backward_kernel(
 # | rung 3, $D = 64$, while the next $S$ runs | 64 | 32 | 32 | 32 | 16 | 176 |
 # | rung 3, $D = 128$ | 128 | 32 | 32 | 32 | 32 | 256 |
 #
-# Addresses, counters and $\delta$ come on top. So at $D = 128$ rung 3 [spills](../glossary.md#spill), and rung 2 is the last. The limit: an [SM](../glossary.md#sm) has 65,536 [registers](../glossary.md#register). Eight warps with 240 a thread, and four, of which one loads, with 24 take 64,512, which is 168 for each of 384 threads at launch (`maxnreg`).
-#
-# Three kernels make one `autograd.Function`. The forward is [that of its page](hopper_attention.py), or any other that returns the log-sum-exp as well.
+# Addresses, counters and $\delta$ come on top. So at $D = 128$ rung 3 [spills](../glossary.md#spill), and rung 2 is the last. The limit: an [SM](../glossary.md#sm) has 65,536 [registers](../glossary.md#register). Eight warps with 240 a thread, and four, of which one loads, with 24 take 64,512, which is 168 for each of 384 threads at launch (`maxnreg`). Three kernels make one `autograd.Function`; the forward is [that of its page](hopper_attention.py), or any other that returns the log-sum-exp as well.
 
 
 # %% tags=["copy"]
@@ -545,7 +539,7 @@ def hopper_attention(
 # %% [markdown]
 # ## Is it right?
 #
-# Every rung against float64: tiles that are not full, more keys than queries and fewer, queries that see no key, shared heads, scores so low that a forgotten mask overflows, tensors in memory as `(B, S, H, D)`. Results start as NaN. Errors are in percent of the rounding of the largest number. In the last column autograd runs the kernels again: which share of $dQ$, in 16 bits, is not the same as before? Of $dK$ and $dV$ every bit must be.
+# Every rung against float64: tiles that are not full, more keys than queries and fewer, queries that see no key, [shared heads](../glossary.md#gqa), scores so low that a forgotten mask overflows, tensors in memory as `(B, S, H, D)`. Results start as NaN. Errors are in percent of the rounding of the largest number. In the last column autograd runs the kernels again: which share of $dQ$, in 16 bits, is not the same as before? Of $dK$ and $dV$ every bit must be.
 
 
 # %% tags=["fold"]
@@ -599,7 +593,7 @@ if __name__ == "__main__":
     check("cuda" if torch.cuda.is_available() else "cpu")
 
 # %% [markdown]
-# DETERMINISM_PROSE
+# $dK$ and $dV$ have an owner each, so they have the same bits in every run, and `check` insists on it. $dQ$ has not: sums in float32 that differ in their last bits round to another 16-bit number now and then. Its error is no larger for that. Where runs must repeat to the bit, take the [kernels of seven products](flash_attention_backward.py#step-2-two-kernels-two-owners).
 #
 # ## Is it fast?
 #
@@ -649,3 +643,58 @@ def bench(measure):
         title = f"Attention backward, {kind}, 16 heads × {head_dim}, about 16,384 tokens, bfloat16"
         names = {"name": f"hopper_backward_d{head_dim}_{kind}", "title": title, "rows": found}
         yield about | names
+
+# %% [markdown]
+# {{ figure("hopper_backward_d128_full", providers=["triton", "triton_tl", "triton_turn", "triton_unsummed", "sdpa_cudnn"], caption="D = 128, full: five products in order are ahead of cuDNN at every length, seven are not.") }}
+#
+# {{ figure("hopper_backward_d64_full", providers=["triton", "triton_tl", "triton_turn", "triton_overlap", "sdpa_cudnn"], caption="D = 64, full: a step ahead, the kernel is ahead of cuDNN at every length; with rung 2 it was behind.") }}
+#
+# TFLOP/s at 4,096 tokens, five products counted for all; [*hot*](../glossary.md#cool-and-hot) is back to back, at the clock that the power allows:
+#
+# | | seven, `tl` | 1: in turn | 2: for one alone | 3: a step ahead | best, no sum | cuDNN | best, hot | cuDNN, hot |
+# |---|--:|--:|--:|--:|--:|--:|--:|--:|
+# {% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% set name, small = "hopper_backward_" ~ kind, "d64" in kind %}{% set best, cudnn = row(name, provider="triton", seq_len=4096), row(name, provider="sdpa_cudnn", seq_len=4096) %}
+# | {{ kind.replace("d", "$D = ").replace("_", "$, ") }} | {{ row(name, provider="triton_tl", seq_len=4096).tflops | n(0) }} | {{ row(name, provider="triton_turn", seq_len=4096).tflops | n(0) }} | {{ (row(name, provider="triton_overlap", seq_len=4096) if small else best).tflops | n(0) }} | {{ (best.tflops | n(0)) if small else "–" }} | {{ row(name, provider="triton_unsummed", seq_len=4096).tflops | n(0) }} | {{ cudnn.tflops | n(0) }} | {{ best.tflops_hot | n(0) }} | {{ cudnn.tflops_hot | n(0) }} |
+# {% endfor %}
+#
+# {% set full, causal = "hopper_backward_d128_full", "hopper_backward_d128_causal" %}{% set best, turn, free, cudnn, seven = row(full, provider="triton", seq_len=4096), row(full, provider="triton_turn", seq_len=4096), row(full, provider="triton_unsummed", seq_len=4096), row(full, provider="sdpa_cudnn", seq_len=4096), row(full, provider="triton_tl", seq_len=4096) %}{% for name in [full, causal] %}{% for r in rows(name, provider="triton") %}{{ claim(r.ms < 0.995 * row(name, provider="sdpa_cudnn", seq_len=r.seq_len).ms and r.ms < row(name, provider="triton_tl", seq_len=r.seq_len).ms) }}{% endfor %}{% endfor %}{% set full64, causal64 = "hopper_backward_d64_full", "hopper_backward_d64_causal" %}{% set best64, two64, free64, cudnn64 = row(full64, provider="triton", seq_len=4096), row(full64, provider="triton_overlap", seq_len=4096), row(full64, provider="triton_unsummed", seq_len=4096), row(full64, provider="sdpa_cudnn", seq_len=4096) %}{% for name in [full64, causal64] %}{% for r in rows(name, provider="triton") %}{{ claim(r.ms < 0.97 * row(name, provider="sdpa_cudnn", seq_len=r.seq_len).ms) }}{% endfor %}{% endfor %}{% for r in rows(full, provider="triton_tl") %}{{ claim(r.ms > 1.02 * row(full, provider="sdpa_cudnn", seq_len=r.seq_len).ms) }}{% endfor %}{% for r in rows(full64, provider="triton_overlap") %}{{ claim(r.ms > 1.02 * row(full64, provider="sdpa_cudnn", seq_len=r.seq_len).ms) }}{% endfor %}
+# **Order.** At $D = 128$, full, waiting for one product alone is {{ (100 * turn.ms / best.ms - 100) | pct }} faster than waiting for all that run, with the same instructions. At $D = 64$ a step ahead gains {{ (100 * two64.ms / best64.ms - 100) | pct }} more.{{ claim(turn.ms > 1.08 * best.ms and two64.ms > 1.08 * best64.ms) }} **The sum**, {{ (4 * 4096**2 * 128 // 128 * 64) | bytes }} at $D = 128$, takes {{ (100 - 100 * free.ms / best.ms) | pct }} of the time where it runs under one product; the two products that would avoid it, in `tl`, make it {{ (100 * seven.ms / best.ms - 100) | pct }} longer. At $D = 64$ it runs under two, and takes nothing that could be measured.{{ claim(0.9 < free.ms / best.ms < 0.98 and seven.ms > 1.1 * best.ms and 0.985 < free64.ms / best64.ms < 1.015) }} **The small kernels** move 14 bytes for each number of $Q$; at $D = 128$ a copy of as many takes {{ copy_ms(14 * 16384 * 16 * 128) | ms }} of {{ best.ms | ms }}. **cuDNN** takes longer at every length; in percent, for 1,024, 4,096 and 16,384 tokens: {% for name, label in [(full, "$D = 128$, full,"), (causal, "causal"), (full64, "$D = 64$, full,"), (causal64, "causal")] %}{{ label }} {% for n in [1024, 4096, 16384] %}{{ (100 * row(name, provider="sdpa_cudnn", seq_len=n).ms / row(name, provider="triton", seq_len=n).ms - 100) | n(0) }}{{ ", " if not loop.last else "" }}{% endfor %}{{ "; " if not loop.last else "." }}{% endfor %}
+#
+# ## What the assembler wants
+#
+# NVIDIA's assembler, [ptxas](../glossary.md#ptx), must know in which registers a product writes while it runs. Where it does not, it lets every product end before the next, and says "serialized" in a warning that you see only if you [ask](../foundations/compiler.py). Trial showed what it wants: `steps` of at least 1, since a loop without a step is a way round products that run on past it; one consumer of eight warps as the first role, since the others' code lies in the loop that hands out roles; and masks before the exponentials. **And where it is silent.** In a first version of rung 3 the waits named the sums alone. $dK$ ran on into the next step, but its left factor had, for the compiler, been used: its registers went to that step's exponentials. $dK$ was wrong, $dV$ and $dQ$ right, and no tool said a word. A wait keeps what its `deps` name: name left factors, too, and [test the machine code](https://github.com/triton-lectures/triton-lectures/blob/main/tests/kernels/test_hopper_backward.py) for writes to what a running product holds.
+#
+# ## Where it loses
+#
+# {% set small, its = "hopper_backward_d64_causal", row("hopper_backward_d64_causal", provider="triton", seq_len=1024) %}**$D = 64$, few tokens**: {{ its.tflops | n(0) }} TFLOP/s for 1,024, causal, where the kernels of `tl` reach {{ row(small, provider="triton_tl", seq_len=1024).tflops | n(0) }}.{{ claim(its.tflops < row(small, provider="triton_tl", seq_len=1024).tflops and row(small, provider="triton", seq_len=4096).tflops > row(small, provider="triton_tl", seq_len=4096).tflops) }} They put three programs on an [SM](../glossary.md#sm), so that one begins or ends while another multiplies; here there is one. **Memory**: the float32 sum, {{ (4 * 16384 * 16 * 128) | bytes }} for 16 heads of 16,384 tokens at $D = 128$. **Small work** waits for the host, {{ row(full, provider="triton", seq_len=512).host_us | n(0) }} µs a call where cuDNN takes {{ row(full, provider="sdpa_cudnn", seq_len=512).host_us | n(0) }}: eight [descriptors](../glossary.md#descriptor) and three launches.{{ claim(row(full, provider="triton", seq_len=512).host_us > 1.2 * row(full, provider="sdpa_cudnn", seq_len=512).host_us) }} And **runs differ**, as in [flash attention 3](https://arxiv.org/abs/2407.08608), whose five products and sum these are, and in [cuDNN](https://github.com/karpathy/llm.c/pull/652) unless it is asked for the same bits.
+#
+# ## What to remember
+#
+# 1. A sum in memory may cost less than the work that avoids it. Count both; then runs differ.
+# 2. Start one product more than you wait for, and give each wait a work that it hides.
+# 3. What a running product reads or writes is not yours until a wait has named it.
+#
+# ## Exercises
+#
+# ??? question "1. Fewer registers (twenty minutes)"
+#     Compute $dS$ from `weights`, 16 registers, not from `p`, 32. Count the [SASS](../glossary.md#sass): faster?
+#
+#     ??? success "Answer"
+#         Slower, and less exact. `p` is rounded in pairs, one `F2FP` for two numbers. If each is
+#         needed again, the compiler rounds one by one: 32 `F2F`, on the unit of the exponentials.
+#
+# ??? question "2. The same bits (an hour)"
+#     Let programs add to a tile of $dQ$ in the order of their keys. What must hold of their start?
+#
+#     ??? success "Answer"
+#         A counter for each tile says whose turn it is; a program waits for its own, adds, and
+#         counts on. Those before it must be running or done, or it waits without end.
+#
+# ## Use it in your project
+#
+# ```python
+# from hopper_backward import hopper_attention  # with hopper_attention.py, its forward, beside it
+# hopper_attention(q, k, v, causal=True).sum().backward()  # (B, H, S, D), D 64 or 128
+# ```
+#
+# See [`hopper_attention`][examples.attention.hopper_backward.hopper_attention]; on other GPUs use [`flash_attention`](flash_attention_backward.py).

@@ -261,17 +261,21 @@ def exactly(lecture, q, k, v, do, **options):
     return out.detach(), lse.detach().float(), torch.autograd.grad(out, leaves, do.double())
 
 
-def agrees(lecture, q, k, v, do, loose=1, causal=False, scale=None):
+def agrees(lecture, q, k, v, do, causal=False, scale=None):
     """Checks the gradients for the exact output, and returns them."""
-    scale = q.shape[3] ** -0.5 if scale is None else scale
+    n_queries, head_dim = q.shape[2:]
+    scale = head_dim**-0.5 if scale is None else scale
     out, lse, want = exactly(lecture, q, k, v, do, causal=causal, scale=scale)
-    out = out.to(q.dtype).contiguous()
-    got = lecture.hopper_attention_backward(do, q, k, v, out, lse, causal, scale)
-    for name, x, y in zip(("dq", "dk", "dv"), got, want, strict=True):
-        atol = loose * torch.finfo(q.dtype).eps * (y.abs().max().item() + 0.01)
-        torch.testing.assert_close(
-            x.double(), y, atol=atol, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
-        )
+    got = lecture.hopper_attention_backward(
+        do, q, k, v, out.to(q.dtype).contiguous(), lse, causal, scale
+    )
+    eps = torch.finfo(q.dtype).eps
+    # delta is that of a rounded output, and where few keys count, dS is no larger than its error
+    delta = eps * scale * head_dim**0.5 * out.abs().max().item()
+    more = delta * k.abs().max().item(), delta * q.abs().max().item() * n_queries**0.5, 0.0
+    for name, x, y, slack in zip(("dq", "dk", "dv"), got, want, more, strict=True):
+        error = (x.double() - y).abs().max().item()
+        assert error <= eps * (y.abs().max().item() + 0.01) + slack, f"{name}: {error}"
     return got
 
 
@@ -337,8 +341,6 @@ def test_a_gradient_of_any_strides(lecture):
 @both_sizes
 def test_keys_and_values_alike_to_the_bit(lecture, causal, head_dim):
     q, k, v, do = inputs((2, 16, 1500, head_dim), dtype=torch.bfloat16)
-    first = agrees(lecture, q[:1, :2], k[:1, :2], v[:1, :2], do[:1, :2], causal=causal)
-    del first
     out, lse, _ = exactly(lecture, q, k, v, do, causal=causal)
     arguments = (do, q, k, v, out.bfloat16().contiguous(), lse, causal, head_dim**-0.5)
     dq, dk, dv = lecture.hopper_attention_backward(*arguments)
@@ -423,7 +425,7 @@ def test_differentiable_once(lecture):
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     found = lecture.hopper_attention(*leaves, forward=lambda *_, **__: (out.half(), lse))
     grads = torch.autograd.grad(found, leaves, do, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="does not require grad|once_differentiable"):
         grads[0].sum().backward()
 
 
