@@ -305,8 +305,8 @@ def flash_decoding_kernel(
 # [atomics](../glossary.md#atomic-operation) would need the maximum beforehand, and has no fixed order.
 
 # %% tags=["copy"]
-# head_dim: BLOCK_N, num_warps, num_stages; keys of a block are 16 KiB, at 256 they are 32
-TILES = {64: (128, 2, 3), 128: (64, 2, 3), 256: (64, 4, 2)}
+# head_dim: BLOCK_N, num_warps, num_stages without a table and with one
+TILES = {64: (64, 2, 4, 5), 128: (64, 2, 3, 3), 256: (64, 4, 2, 2)}
 # programs that keep an SM busy, blocks that a program's start is worth, blocks and parts at most
 PER_SM, START, MOST_BLOCKS, MOST_SPLITS = 2, 2, 128, 128
 
@@ -332,7 +332,7 @@ def _facts(device: torch.device) -> tuple[int, bool]:
 def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, early=True) -> None:
     """Writes `out`, contiguous and of the shape of `q`; chooses the number of parts if None."""
     (batch, n_heads, head_dim), (_, page_size, n_kv_heads, _) = q.shape, k_cache.shape
-    block_n, num_warps, num_stages = TILES[head_dim]
+    block_n, num_warps, *stages = TILES[head_dim]
     capacity = page_size if table is None else table.shape[1] * page_size
     pairs, group, (sms, can) = batch * n_kv_heads, n_heads // n_kv_heads, _facts(q.device)
     block_m = max(16, 1 << (group - 1).bit_length())
@@ -345,9 +345,9 @@ def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, ear
         q, k_cache, v_cache, part, lse, seq_lens, table, n_kv_heads, n_splits, capacity,
         scale * math.log2(math.e), *q.stride()[:2], *k_cache.stride()[:3],
         0 if table is None else table.stride(0), GROUP=group, HEAD_DIM=head_dim,
-        PAGE_SIZE=0 if table is None else page_size, BLOCK_N=block_n, EARLY=early,
+        PAGE_SIZE=0 if table is None else page_size, BLOCK_N=block_n, BLOCK_M=block_m, EARLY=early,
         # 64 rows spill in two warps
-        BLOCK_M=block_m, num_warps=max(num_warps, block_m // 16), num_stages=num_stages,
+        num_warps=max(num_warps, block_m // 16), num_stages=stages[table is not None],
     )  # fmt: skip
     if n_splits > 1:
         size = {"HEAD_DIM": head_dim, "SPLITS": 1 << (n_splits - 1).bit_length()}
