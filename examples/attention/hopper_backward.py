@@ -5,6 +5,7 @@
 # tags: [attention, tensor cores, Gluon, wgmma, TMA, autograd, determinism]
 # prerequisites: [attention/flash_attention_backward, attention/hopper_attention]
 # outcome: Say what a sum in memory costs and saves, and order asynchronous products so that each wait is for one of them alone.
+# search: {boost: 0.9}  # who looks for the gradient is served first by the page before
 # ---
 #
 # # Attention's backward on Hopper: five products in order
@@ -46,7 +47,6 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 #
 # The forward's, and autograd makes the gradient. Of many query heads that share a head of keys ([GQA](../glossary.md#gqa)), each adds to its gradient; a query that sees no key has the gradient 0.
 
-
 # %%
 def hopper_attention_reference(q, k, v, causal=False, scale=None):
     """Attention in plain PyTorch, differentiable: output and log-sum-exp of every row of scores."""
@@ -59,12 +59,10 @@ def hopper_attention_reference(q, k, v, causal=False, scale=None):
     weights = scores.masked_fill(~seen, -1e30).softmax(dim=-1).masked_fill(~seen, 0.0)
     return weights @ v, scores.masked_fill(~seen, -float("inf")).logsumexp(dim=-1)
 
-
 # %% [markdown]
 # ## Before and after
 #
 # Two small kernels frame the large one. The first computes $\delta = dO \cdot O$ of every row, as [derived before](flash_attention_backward.py#the-gradient-line-by-line), turns the log-sum-exp into powers of 2, and clears the float32 buffer in which $dQ$ will be added up. Rows past the last query, and queries that see no key, get a log-sum-exp of $+\infty$: their weights are then $2^{-\infty} = 0$, without a mask in the large kernel. The last kernel scales the sum, rounds it, and puts it in order: the buffer has [another one](#a-sum-in-memory).
-
 
 # %% tags=["copy"]
 @triton.jit(do_not_specialize=["n_heads", "n_queries", "padded"])
@@ -107,7 +105,6 @@ def _after(
     dq_ptrs = dq_ptr + (head * n_queries + rows)[:, None] * HEAD_DIM + cols
     tl.store(dq_ptrs, (x * scale).to(dq_ptr.dtype.element_ty), mask=(rows < n_queries)[:, None])
 
-
 # %% [markdown]
 # ## Who does what
 #
@@ -116,7 +113,6 @@ def _after(
 # {{ diagram("hopper_backward_tile") }}
 #
 # [Shared heads](../glossary.md#gqa) cost no further sum: the program that owns a tile of keys walks over the tiles of all their query heads, one head after the other (`_step`). If causal, it begins at the first tile that sees one of its keys. Programs of the first keys then have the longest way and start first, taken from up to four heads in turn (`together`).
-
 
 # %% tags=["copy"]
 @gluon.jit
@@ -182,7 +178,6 @@ def _load(descs, heads, sizes, rings, bars, MASK: gl.constexpr):
         tma.async_copy_global_to_shared(do_desc, at, bar, do_ring.index(slot))
         tma.async_copy_global_to_shared(delta_desc, row_at, bar, delta_ring.index(slot))
 
-
 # %% [markdown]
 # ## A sum in memory
 #
@@ -191,7 +186,6 @@ def _load(descs, heads, sizes, rings, bars, MASK: gl.constexpr):
 # ## Weights
 #
 # As on the page before, scores have a row for each key, so that $P$ and $dS$ come back in the [layout](../glossary.md#layout) in which $dV$ and $dK$ want their left factors. Only tiles on the diagonal, or with the last keys, are masked, and *before* the exponentials. To mask the weights after them is as right, but it takes registers while $dP$ is running, and at $D = 128$ too few are left: NVIDIA's assembler then [makes every product wait](#what-the-assembler-wants) for the one before.
-
 
 # %% tags=["copy"]
 @gluon.jit
@@ -233,7 +227,6 @@ def _add(dq, dq_ptr, q_head, tile, tiles, SUM: gl.constexpr):
         # never, but the compiler must not leave out the product
         gl.store(dq_ptrs, x, mask=x != x)
 
-
 # %% [markdown]
 # ## Rung 1: in turn
 #
@@ -260,7 +253,6 @@ def _add(dq, dq_ptr, q_head, tile, tiles, SUM: gl.constexpr):
 # | | | exponentials and $dS$, under $dV$, $dQ$, $dK$ of the step before |
 # | next $S$, $dP$ | those three | $dS$ to shared memory, adding the last $dQ$, under $S$ and $dP$ |
 # | $dV$, $dQ$, $dK$ | next $S$, $dP$ | on to the next step, under the three |
-
 
 # %% tags=["copy"]
 @gluon.jit
@@ -396,7 +388,6 @@ def hopper_attention_backward_kernel(
         (_load, (descs, heads, sizes, rings, bars, MASK)),
     ], [1], [24])  # fmt: skip
 
-
 # %% [markdown]
 # ## Registers decide
 #
@@ -409,7 +400,6 @@ def hopper_attention_backward_kernel(
 # | rung 3, $D = 128$ | 128 | 32 | 32 | 32 | 32 | 256 |
 #
 # Addresses, counters and $\delta$ come on top. So at $D = 128$ rung 3 [spills](../glossary.md#spill), and rung 2 is the last. The limit: an [SM](../glossary.md#sm) has 65,536 [registers](../glossary.md#register). Eight warps with 240 a thread, and four, of which one loads, with 24 take 64,512, which is 168 for each of 384 threads at launch (`maxnreg`). Three kernels make one `autograd.Function`; the forward is [that of its page](hopper_attention.py), or any other that returns the log-sum-exp as well.
-
 
 # %% tags=["copy"]
 BLOCK_M, BLOCK_N = 64, 128
@@ -535,12 +525,10 @@ def hopper_attention(
         from hopper_attention import hopper_attention as forward
     return _HopperAttention.apply(q, k, v, causal, scale, forward)
 
-
 # %% [markdown]
 # ## Is it right?
 #
 # Every rung against float64: tiles that are not full, more keys than queries and fewer, queries that see no key, [shared heads](../glossary.md#gqa), scores so low that a forgotten mask overflows, tensors in memory as `(B, S, H, D)`. Results start as NaN. Errors are in percent of the rounding of the largest number. In the last column autograd runs the kernels again: which share of $dQ$, in 16 bits, is not the same as before? Of $dK$ and $dV$ every bit must be.
-
 
 # %% tags=["fold"]
 RUNGS = {"turn": {"ahead": False, "running": 0}, "overlap": {"ahead": False}, "triton": {}}
@@ -598,7 +586,6 @@ if __name__ == "__main__":
 # ## Is it fast?
 #
 # Sixteen heads, and as many sequences as make 16,384 tokens; the backward pass alone, its three kernels together, [cool](../glossary.md#cool-and-hot). Before you look: how much will rung 2 gain over rung 1, and what will the sum in memory cost when it runs under a product?
-
 
 # %% tags=["fold"]
 def bench(measure):
@@ -658,15 +645,27 @@ def bench(measure):
 # {% endfor %}
 #
 # {% set full, causal = "hopper_backward_d128_full", "hopper_backward_d128_causal" %}{% set best, turn, free, cudnn, seven = row(full, provider="triton", seq_len=4096), row(full, provider="triton_turn", seq_len=4096), row(full, provider="triton_unsummed", seq_len=4096), row(full, provider="sdpa_cudnn", seq_len=4096), row(full, provider="triton_tl", seq_len=4096) %}{% for name in [full, causal] %}{% for r in rows(name, provider="triton") %}{{ claim(r.ms < 0.995 * row(name, provider="sdpa_cudnn", seq_len=r.seq_len).ms and r.ms < row(name, provider="triton_tl", seq_len=r.seq_len).ms) }}{% endfor %}{% endfor %}{% set full64, causal64 = "hopper_backward_d64_full", "hopper_backward_d64_causal" %}{% set best64, two64, free64, cudnn64 = row(full64, provider="triton", seq_len=4096), row(full64, provider="triton_overlap", seq_len=4096), row(full64, provider="triton_unsummed", seq_len=4096), row(full64, provider="sdpa_cudnn", seq_len=4096) %}{% for name in [full64, causal64] %}{% for r in rows(name, provider="triton") %}{{ claim(r.ms < 0.97 * row(name, provider="sdpa_cudnn", seq_len=r.seq_len).ms) }}{% endfor %}{% endfor %}{% for r in rows(full, provider="triton_tl") %}{{ claim(r.ms > 1.02 * row(full, provider="sdpa_cudnn", seq_len=r.seq_len).ms) }}{% endfor %}{% for r in rows(full64, provider="triton_overlap") %}{{ claim(r.ms > 1.02 * row(full64, provider="sdpa_cudnn", seq_len=r.seq_len).ms) }}{% endfor %}
-# **Order.** At $D = 128$, full, waiting for one product alone is {{ (100 * turn.ms / best.ms - 100) | pct }} faster than waiting for all that run, with the same instructions. At $D = 64$ a step ahead gains {{ (100 * two64.ms / best64.ms - 100) | pct }} more.{{ claim(turn.ms > 1.08 * best.ms and two64.ms > 1.08 * best64.ms) }} **The sum**, {{ (4 * 4096**2 * 128 // 128 * 64) | bytes }} at $D = 128$, takes {{ (100 - 100 * free.ms / best.ms) | pct }} of the time where it runs under one product; the two products that would avoid it, in `tl`, make it {{ (100 * seven.ms / best.ms - 100) | pct }} longer. At $D = 64$ it runs under two, and takes nothing that could be measured.{{ claim(0.9 < free.ms / best.ms < 0.98 and seven.ms > 1.1 * best.ms and 0.985 < free64.ms / best64.ms < 1.015) }} **The small kernels** move 14 bytes for each number of $Q$; at $D = 128$ a copy of as many takes {{ copy_ms(14 * 16384 * 16 * 128) | ms }} of {{ best.ms | ms }}. **cuDNN** takes longer at every length; in percent, for 1,024, 4,096 and 16,384 tokens: {% for name, label in [(full, "$D = 128$, full,"), (causal, "causal"), (full64, "$D = 64$, full,"), (causal64, "causal")] %}{{ label }} {% for n in [1024, 4096, 16384] %}{{ (100 * row(name, provider="sdpa_cudnn", seq_len=n).ms / row(name, provider="triton", seq_len=n).ms - 100) | n(0) }}{{ ", " if not loop.last else "" }}{% endfor %}{{ "; " if not loop.last else "." }}{% endfor %}
+# **Order.** At $D = 128$, full, waiting for one product alone is {{ (100 * turn.ms / best.ms - 100) | pct }} faster than waiting for all that run, with the same instructions. At $D = 64$ a step ahead gains {{ (100 * two64.ms / best64.ms - 100) | pct }} more.{{ claim(turn.ms > 1.08 * best.ms and two64.ms > 1.08 * best64.ms) }}
+#
+# **The sum**, {{ (4 * 4096**2 * 128 // 128 * 64) | bytes }} at $D = 128$, takes {{ (100 - 100 * free.ms / best.ms) | pct }} of the time where it runs under one product; the two products that would avoid it, in `tl`, make it {{ (100 * seven.ms / best.ms - 100) | pct }} longer. At $D = 64$ it runs under two, and takes nothing that could be measured.{{ claim(0.9 < free.ms / best.ms < 0.98 and seven.ms > 1.1 * best.ms and 0.985 < free64.ms / best64.ms < 1.015) }} **The small kernels** move 14 bytes for each number of $Q$; at $D = 128$ a copy of as many takes {{ copy_ms(14 * 16384 * 16 * 128) | ms }} of {{ best.ms | ms }}.
+#
+# **cuDNN** takes longer at every length; in percent, for 1,024, 4,096 and 16,384 tokens: {% for name, label in [(full, "$D = 128$, full,"), (causal, "causal"), (full64, "$D = 64$, full,"), (causal64, "causal")] %}{{ label }} {% for n in [1024, 4096, 16384] %}{{ (100 * row(name, provider="sdpa_cudnn", seq_len=n).ms / row(name, provider="triton", seq_len=n).ms - 100) | n(0) }}{{ ", " if not loop.last else "" }}{% endfor %}{{ "; " if not loop.last else "." }}{% endfor %}
 #
 # ## What the assembler wants
 #
-# NVIDIA's assembler, [ptxas](../glossary.md#ptx), must know in which registers a product writes while it runs. Where it does not, it lets every product end before the next, and says "serialized" in a warning that you see only if you [ask](../foundations/compiler.py). Trial showed what it wants: `steps` of at least 1, since a loop without a step is a way round products that run on past it; one consumer of eight warps as the first role, since the others' code lies in the loop that hands out roles; and masks before the exponentials. **And where it is silent.** In a first version of rung 3 the waits named the sums alone. $dK$ ran on into the next step, but its left factor had, for the compiler, been used: its registers went to that step's exponentials. $dK$ was wrong, $dV$ and $dQ$ right, and no tool said a word. A wait keeps what its `deps` name: name left factors, too, and [test the machine code](https://github.com/triton-lectures/triton-lectures/blob/main/tests/kernels/test_hopper_backward.py) for writes to what a running product holds.
+# NVIDIA's assembler, [ptxas](../glossary.md#ptx), must know in which registers a product writes while it runs. Where it does not, it lets every product end before the next, and says "serialized" in a warning that you see only if you [ask](../foundations/compiler.py). Trial showed what it wants: `steps` of at least 1, since a loop without a step is a way round products that run on past it; one consumer of eight warps as the first role, since the others' code lies in the loop that hands out roles; and masks before the exponentials.
+#
+# **And where it is silent.** In a first version of rung 3 the waits named the sums alone. $dK$ ran on into the next step, but its left factor had, for the compiler, been used: its registers went to that step's exponentials. $dK$ was wrong, $dV$ and $dQ$ right, and no tool said a word. A wait keeps what its `deps` name: name left factors, too, and [test the machine code](https://github.com/triton-lectures/triton-lectures/blob/main/tests/kernels/test_hopper_backward.py) for writes to what a running product holds.
 #
 # ## Where it loses
 #
-# {% set small, its = "hopper_backward_d64_causal", row("hopper_backward_d64_causal", provider="triton", seq_len=1024) %}**$D = 64$, few tokens**: {{ its.tflops | n(0) }} TFLOP/s for 1,024, causal, where the kernels of `tl` reach {{ row(small, provider="triton_tl", seq_len=1024).tflops | n(0) }}.{{ claim(its.tflops < row(small, provider="triton_tl", seq_len=1024).tflops and row(small, provider="triton", seq_len=4096).tflops > row(small, provider="triton_tl", seq_len=4096).tflops) }} They put three programs on an [SM](../glossary.md#sm), so that one begins or ends while another multiplies; here there is one. **Memory**: the float32 sum, {{ (4 * 16384 * 16 * 128) | bytes }} for 16 heads of 16,384 tokens at $D = 128$. **Small work** waits for the host, {{ row(full, provider="triton", seq_len=512).host_us | n(0) }} µs a call where cuDNN takes {{ row(full, provider="sdpa_cudnn", seq_len=512).host_us | n(0) }}: eight [descriptors](../glossary.md#descriptor) and three launches.{{ claim(row(full, provider="triton", seq_len=512).host_us > 1.2 * row(full, provider="sdpa_cudnn", seq_len=512).host_us) }} And **runs differ**, as in [flash attention 3](https://arxiv.org/abs/2407.08608), whose five products and sum these are, and in [cuDNN](https://github.com/karpathy/llm.c/pull/652) unless it is asked for the same bits.
+# {% set small, its = "hopper_backward_d64_causal", row("hopper_backward_d64_causal", provider="triton", seq_len=1024) %}**$D = 64$, few tokens**: {{ its.tflops | n(0) }} TFLOP/s for 1,024, causal, where the kernels of `tl` reach {{ row(small, provider="triton_tl", seq_len=1024).tflops | n(0) }}.{{ claim(its.tflops < row(small, provider="triton_tl", seq_len=1024).tflops and row(small, provider="triton", seq_len=4096).tflops > row(small, provider="triton_tl", seq_len=4096).tflops) }} They put three programs on an [SM](../glossary.md#sm), so that one begins or ends while another multiplies; here there is one.
+#
+# **Memory**: the float32 sum, {{ (4 * 16384 * 16 * 128) | bytes }} for 16 heads of 16,384 tokens at $D = 128$.
+#
+# **Small work** waits for the host, {{ row(full, provider="triton", seq_len=512).host_us | n(0) }} µs a call where cuDNN takes {{ row(full, provider="sdpa_cudnn", seq_len=512).host_us | n(0) }}: eight [descriptors](../glossary.md#descriptor) and three launches.{{ claim(row(full, provider="triton", seq_len=512).host_us > 1.2 * row(full, provider="sdpa_cudnn", seq_len=512).host_us) }}
+#
+# **Runs differ**, as in [flash attention 3](https://arxiv.org/abs/2407.08608), whose five products and sum these are, and in [cuDNN](https://github.com/karpathy/llm.c/pull/652) unless it is asked for the same bits.
 #
 # ## What to remember
 #

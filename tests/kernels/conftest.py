@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests.kernels import sm_90
+
 # the same examples in every run: what a change broke is seen with the change
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile("fixed")
@@ -41,6 +43,12 @@ def pytest_collection_modifyitems(items):
 def device() -> str:
     """Where the kernels run: "cuda", or "cpu" through the interpreter."""
     return "cuda" if HAS_GPU else "cpu"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_folder_that_workers_share(tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    sm_90.shared_folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(autouse=True)

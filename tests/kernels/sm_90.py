@@ -4,6 +4,7 @@ A test file that wants it runs as a script too, without the interpreter, in whic
 there it calls `pretend`, lets kernels warm up, and prints what `facts` says of them as JSON.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 SHARED_LIMIT = 227 << 10  # bytes that a program may have
+shared_folder = Path()  # of all workers of a run; conftest.py sets it
 
 
 def pretend() -> None:
@@ -81,10 +83,15 @@ def facts(kernel) -> dict:
 
 
 def run_as_script(test: str) -> list:
-    """What a test file prints as a script."""
+    """What a test file prints as a script; workers that test side by side run it once."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, test]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    printed = shared_folder / f"{Path(test).stem}.json"
+    with printed.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            command = [sys.executable, test]
+            made = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
+            assert made.returncode == 0, made.stderr
+            printed.write_text(made.stdout)
+    return json.loads(printed.read_text())

@@ -27,7 +27,10 @@ QUESTIONS = {
     ],
     "gradient of attention": ["attention/flash_attention_backward/"],
     "attention backward": ["attention/flash_attention_backward/"],
-    "wait for one product": ["attention/hopper_backward/#rung-2-wait-for-one-alone"],
+    "wait for one product": [
+        "attention/hopper_backward/",
+        "attention/hopper_backward/#rung-2-wait-for-one-alone",
+    ],
     "grouped-query attention": ["glossary/#gqa", "attention/gqa_varlen/"],
     "variable length sequences": ["attention/gqa_varlen/"],
     "packed sequences": ["glossary/#packed-batch", "attention/gqa_varlen/"],
