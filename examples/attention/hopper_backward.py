@@ -31,6 +31,7 @@
 # Exponentials and arithmetic are few beside the products, if they run *at the same time*. At $D = 64$ that matters more: in turn they would add two thirds to the time of five products, at $D = 128$ one third. The last row is the price: for a head of 4,096 tokens and $D = 128$ {{ (4 * 4096**2 * 128 // 128) | bytes }} go to [L2](../glossary.md#l2), where the additions are done. And their order is that in which programs happen to arrive: **gradients of queries differ in the last digits from run to run**.
 
 # %% tags=["copy"]
+import functools
 import math
 
 import torch
@@ -402,16 +403,15 @@ def hopper_attention_backward_kernel(
 # Addresses, counters and $\delta$ come on top. So at $D = 128$ rung 3 [spills](../glossary.md#spill), and rung 2 is the last. The limit: an [SM](../glossary.md#sm) has 65,536 [registers](../glossary.md#register). Eight warps with 240 a thread, and four, of which one loads, with 24 take 64,512, which is 168 for each of 384 threads at launch (`maxnreg`). Three kernels make one `autograd.Function`; the forward is [that of its page](hopper_attention.py), or any other that returns the log-sum-exp as well.
 
 # %% tags=["copy"]
-BLOCK_M, BLOCK_N = 64, 128
+# causal, as many heads' programs take turns, the longest of all of them first
+BLOCK_M, BLOCK_N, TOGETHER = 64, 128, 4
 STAGES = {64: 4, 128: 3}
-# heads whose programs take turns, causal: the longest of all of them first
-TOGETHER = 4
+_layout = functools.lru_cache(gl.NVMMASharedLayout.get_default_for)
 
 
-def _described(x: torch.Tensor, block: list[int]) -> TensorDescriptor:
+def _described(x: torch.Tensor, block: tuple[int, ...]) -> TensorDescriptor:
     dtype = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}.get(x.dtype, gl.float32)
-    layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
-    return TensorDescriptor.from_tensor(x, block, layout)
+    return TensorDescriptor.from_tensor(x, block, _layout(block, dtype))
 
 
 def _fits(x: torch.Tensor) -> bool:
@@ -426,8 +426,8 @@ def _plan(do, q, k, v, out, lse, dq, dk, dv, causal, scale, ahead=None, running=
     tiles, padded = triton.cdiv(n_keys, BLOCK_N), triton.cdiv(n_queries, BLOCK_M) * BLOCK_M
     lse2, delta = q.new_empty((2, batch * heads, padded), dtype=torch.float32)
     total = q.new_empty((batch * heads, padded, head_dim), dtype=torch.float32)
-    by_key, by_query = ([1, 1, n, head_dim] for n in (BLOCK_N, BLOCK_M))
-    blocks = (by_key, by_key, by_query, by_query, [1, BLOCK_M], [1, BLOCK_M], by_key, by_key)
+    by_key, by_query, row = (1, 1, BLOCK_N, head_dim), (1, 1, BLOCK_M, head_dim), (1, BLOCK_M)
+    blocks = (by_key, by_key, by_query, by_query, row, row, by_key, by_key)
     tensors = zip((k, v, q, do, lse2, delta, dk, dv), blocks, strict=True)
     together = math.gcd(batch * kv_heads, TOGETHER) if causal else 1
     mask = "causal" if causal else "end" if n_keys % BLOCK_N else "none"
@@ -437,11 +437,12 @@ def _plan(do, q, k, v, out, lse, dq, dk, dv, causal, scale, ahead=None, running=
         n_queries, n_keys, together, scale, scale * math.log2(math.e), STAGES[head_dim],
         mask, head_dim == 64 if ahead is None else ahead, running, summed,
     )  # fmt: skip
-    after, kernel = (total, dq, n_queries, padded, scale), hopper_attention_backward_kernel
+    after = (total, dq, n_queries, padded, scale, head_dim, BLOCK_M)
+    kernel, options = hopper_attention_backward_kernel, {"num_warps": 8, "maxnreg": 168}
     return (
         (_before, (batch * heads * padded // 32,), (*before, head_dim, 32), {}),
-        (kernel, (tiles * batch * kv_heads,), main, {"num_warps": 8, "maxnreg": 168}),
-        (_after, (batch * heads * padded // BLOCK_M,), (*after, head_dim, BLOCK_M), {}),
+        (kernel, (tiles * batch * kv_heads,), main, options),
+        (_after, (batch * heads * padded // BLOCK_M,), after, {"num_warps": head_dim // 16}),
     )
 
 
