@@ -29,7 +29,7 @@ TOOLS = {
     "memcheck": r"ERROR SUMMARY: (\d+) error",
     "racecheck": r"RACECHECK SUMMARY: (\d+) hazard",
 }
-SANITIZER_SECONDS = 400
+SANITIZER_SECONDS = 550
 # of tests, and of sanitizer runs beside them: they wait for the compiler more than for the GPU
 AT_ONCE = 8
 TESTS = lectures.ROOT / "tests" / "kernels"
@@ -84,7 +84,8 @@ def sanitize(tool: str, script: Path) -> int:
     kernels = re.findall(r"^@(?:triton|gluon)\.jit.*\ndef (\w+)", source, re.M)
     # torch's own kernels, which make inputs and references, run at full speed
     only = [option for kernel in kernels for option in ("--kernel-name", f"kns={kernel}")]
-    command = ["compute-sanitizer", "--tool", tool, *only, sys.executable, "-c", CHECK, str(script)]
+    command = ["compute-sanitizer", "--tool", tool, "--target-processes", "application-only", *only]
+    command += [sys.executable, "-c", CHECK, str(script)]
     # torch would carve tensors out of one block, whose inner borders memcheck does not see
     env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     name = lectures.lecture_name(script)

@@ -276,8 +276,7 @@ def flash_decoding_kernel(
     tl.store(part_ptr + parts * HEAD_DIM + offs_d[None, :], out, mask=mask_m)
 
 # %% [markdown]
-# While a block is used the next ones are loaded ([pipelining](../glossary.md#pipelining)). With a
-# table two loads follow each other, the page's number and then its keys, and the compiler spreads
+# While a block is used the next ones are loaded ([pipelining](../glossary.md#pipelining)). With a table two loads follow each other, the page's number and then its keys, and the compiler spreads
 # its three stages over both. It keeps a buffer for one block of keys, two without a table, so less is under way in a program. But each takes less [shared memory](../glossary.md#shared-memory), so where programs are many more of them fit an [SM](../glossary.md#sm).
 #
 # ## Step 5: how many parts, and who waits
@@ -301,8 +300,7 @@ def flash_decoding_kernel(
 # **Who waits.** The merge is launched behind the parts and starts once the last has ended, so the chip idles in between. On [Hopper](../glossary.md#hopper) and later a kernel may be launched *early*, if the one before allows it (`gdc_launch_dependents`): its programs begin while the first kernel still runs, and wait in `gdc_wait` until that has ended and all that it wrote is visible.
 #
 # **One launch?** The last program to arrive could merge, in a fixed order, as in [Reductions](../fusion/reductions.py#everything-two-stages-in-one-launch-or-atomics). But the count that tells who is last must start at 0. To zero it in each call is a second launch
-# again; to keep it between calls fails where two streams use it at once. Adding parts up with
-# [atomics](../glossary.md#atomic-operation) would need the maximum beforehand, and has no fixed order.
+# again; to keep it between calls fails where two streams use it at once. Adding parts up with [atomics](../glossary.md#atomic-operation) would need the maximum beforehand, and has no fixed order.
 
 # %% tags=["copy"]
 # head_dim: BLOCK_N, num_warps, num_stages without a table and with one
@@ -357,6 +355,7 @@ def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, ear
 def flash_decoding(
     q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, seq_lens: torch.Tensor, *,
     block_table: torch.Tensor | None = None, scale: float | None = None,
+    n_splits: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Attention of one token a sequence over its KV cache: `softmax(scale * q @ k.T) @ v`.
 
@@ -374,13 +373,15 @@ def flash_decoding(
         block_table: int32 `(B, n)`: sequence `b` has token `t` in page `block_table[b, t //
             page_size]`. Entries of pages in use are trusted to exist, others are never looked at.
         scale: Factor of the scores, positive; `D ** -0.5` if None.
+        n_splits: In how many parts each sequence is divided, 1 to 128; if None, what is best where
+            lengths are alike. More are better where few fill the capacity.
 
     Returns:
         A contiguous tensor like `q`; 0 for a sequence without tokens.
 
     Raises:
         TypeError: A dtype is not as above.
-        ValueError: A shape, stride, device or the scale is not as above, or a gradient is wanted.
+        ValueError: A shape, stride, device or number is not as above, or a gradient is wanted.
     """
     if not q.is_cuda and not triton.knobs.runtime.interpret:
         raise ValueError(f"flash_decoding needs a GPU, got {q.device}; or set TRITON_INTERPRET=1")
@@ -409,25 +410,22 @@ def flash_decoding(
     if len({*rows}) != 1:
         raise ValueError(f"flash_decoding takes one batch; q, lengths, cache or table: {rows}")
     scale = head_dim**-0.5 if scale is None else scale
-    if not 0 < scale < math.inf:
-        raise ValueError(f"flash_decoding takes a positive, finite scale, got {scale}")
+    if not 0 < scale < math.inf or n_splits not in (None, *range(1, MOST_SPLITS + 1)):
+        told = f"a positive, finite scale, 1 to {MOST_SPLITS} parts; got {scale}, {n_splits}"
+        raise ValueError(f"flash_decoding takes {told}")
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     if batch:
         # few numbers all, if they must be copied; the cache never is
         q, seq_lens = q if q.stride(2) == 1 else q.contiguous(), seq_lens.contiguous()
         table = None if block_table is None else block_table.contiguous()
         with torch.cuda.device_of(q):
-            _decode(q, k_cache, v_cache, seq_lens, table, scale, out)
+            _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits)
     return out
 
 # %% [markdown]
 # ## Is it right?
 #
-# `check` compares with float64: one token, a block or a page more or less one, primes, none; groups
-# of 1 to 20 heads; pages of 16 to 128 tokens in random order; 1 to 5 parts, or as `_splits` says.
-# What must not be read is NaN: keys and values past each length, and pages not in use. Table
-# entries past a length point nowhere. Scores grow along the keys, so parts differ in weight. Errors
-# are in percent of the rounding of 16-bit weights and output.
+# `check` compares with float64: one token, a block or a page more or less one, primes, none; groups of 1 to 20 heads; pages of 16 to 128 tokens in random order; 1 to 5 parts, or as `_splits` says. What must not be read is [NaN](../glossary.md#poison-and-guard): keys and values past each length, and pages not in use. Table entries past a length point nowhere. Scores grow along the keys, so parts differ in weight. Errors are in percent of the rounding of 16-bit weights and output.
 
 # %% tags=["fold"]
 def _poisoned(lens, n_heads, n_kv_heads, head_dim, page_size, dtype, device):
@@ -588,16 +586,18 @@ def bench(measure):
             call = partial(_decode, q, k, v, lens, None, 128**-0.5, torch.empty_like(q), n)
             found += rows(k, measure({"triton": call}), n_splits=n)
     yield benchmark("splits", "batch 1, by the number of parts", found, "n_splits")
-    found, (q, k, v, _) = [], inputs(32, 32768)
-    for longest in (4096, 32768):
+    found = []
+    for longest, room in ((4096, 4096), (4096, 32768), (32768, 32768)):
+        q, k, v, _ = inputs(32, room)
         lens = torch.linspace(math.log(256), math.log(longest), 32).exp().int()[torch.randperm(32)]
         tokens, lens = lens.sum().item(), lens.cuda()
-        mask = (torch.arange(32768, device="cuda") < lens[:, None])[:, None, None]
+        mask = (torch.arange(room, device="cuda") < lens[:, None])[:, None, None]
         *pools, table = paged(k, v, 16)
-        calls = {"triton": partial(flash_decoding, q, k, v, lens)} | read(k, tokens)
+        ours = partial(flash_decoding, q, k, v, lens)
+        calls = {"triton": ours, "triton_8_parts": partial(ours, n_splits=8)} | read(k, tokens)
         calls["triton_pages_of_16"] = partial(flash_decoding, q, *pools, lens, block_table=table)
         calls |= peers(("cudnn", "efficient"), q, k, v, mask)
-        found += rows(k, measure(calls), tokens, longest=longest)
+        found += rows(k, measure(calls), tokens, longest=longest, room=room)
     yield benchmark("ragged", "32 lengths from 256 on", found, "longest")
     found = []
     for seq_len in (1024, 4096, 16384):
@@ -637,26 +637,26 @@ def bench(measure):
 #
 # {{ figure("decoding_splits", y="us", where={"seq_len": 8192}, logy=True, caption="By the number of parts, at 8,192 tokens: few leave SMs idle; from 16 on the time changes by less than a fifth. `_splits` takes 32, and 32 at 65,536 tokens too.") }}{% set enough = rows("decoding_splits", seq_len=8192) | selectattr("n_splits", "ge", 16) | map(attribute="ms") | list %}{{ claim(enough | max < 1.2 * enough | min) }}
 #
-# {% set least = rows("decoding_splits", seq_len=8192) | map(attribute="ms") | min %}{% set least_long = rows("decoding_splits", seq_len=65536) | map(attribute="ms") | min %}{% set took, took_long = row("decoding_splits", seq_len=8192, n_splits=32).ms, row("decoding_splits", seq_len=65536, n_splits=32).ms %}The best number of parts measured needs {{ (100 - 100 * least / took) | pct }} less time at 8,192 tokens, {{ (100 - 100 * least_long / took_long) | n(1) }} % less at 65,536.{{ claim(least > 0.93 * took and least_long > 0.98 * took_long) }}
+# {% set least = rows("decoding_splits", seq_len=8192) | map(attribute="ms") | min %}{% set least_long = rows("decoding_splits", seq_len=65536) | map(attribute="ms") | min %}{% set took, took_long = row("decoding_splits", seq_len=8192, n_splits=32).ms, row("decoding_splits", seq_len=65536, n_splits=32).ms %}The best number of parts measured needs {{ (100 - 100 * least / took) | pct }} less time at 8,192 tokens, {{ (100 - 100 * least_long / took_long) | n(1) }} % less at 65,536.{{ claim(least > 0.93 * took and least_long > 0.96 * took_long) }}
 #
-# 32 sequences, of 256 to `longest` tokens, with room for 32,768. SDPA gets a mask, and reads all:
+# 32 sequences, of 256 to `longest` tokens, in a cache with `room` for so many each. SDPA gets a [mask](../glossary.md#mask), and reads all of the room:
 #
-# {{ table("decoding_ragged", columns=["longest", "provider", "ms", "tbps"]) }}
+# {{ table("decoding_ragged", columns=["longest", "room", "provider", "ms", "tbps"]) }}
 #
 # ## Where it loses, and why
 #
 # {% set short, long = row("decoding_b1", provider="triton", seq_len=8192), row("decoding_b1", provider="triton", seq_len=131072) %}
 # {% set short_read, long_read = row("decoding_b1", provider="triton_read", seq_len=8192), row("decoding_b1", provider="triton_read", seq_len=131072) %}
-# **The start and the end.** At batch 1 a call takes {{ ((short.ms - short_read.ms) * 1000) | n(0) }} µs more than a read of 8,192 tokens, and {{ ((long.ms - long_read.ms) * 1000) | n(0) }} more than one of 131,072: the second launch, and programs that begin and end together.{{ claim(long.ms - long_read.ms < 2 * (short.ms - short_read.ms)) }} So one sequence reaches 90 % of a read from 65,536 tokens on; eight and 64 do from 8,192.{% for name, least in [("decoding_b1", 65536), ("decoding_b8", 8192), ("decoding_b64", 8192)] %}{% for r in rows(name, provider="triton") if name == "decoding_b1" or r.seq_len >= least %}{{ claim((row(name, provider="triton_read", seq_len=r.seq_len).ms > 0.9 * r.ms) == (r.seq_len >= least)) }}{% endfor %}{% endfor %}
+# **The start and the end.** At batch 1 a call takes {{ ((short.ms - short_read.ms) * 1000) | n(0) }} µs more than a read of 8,192 tokens, and {{ ((long.ms - long_read.ms) * 1000) | n(0) }} more than one of 131,072: the second launch, and programs that begin and end together.{{ claim(long.ms - long_read.ms < 2 * (short.ms - short_read.ms)) }} So one sequence reaches 90 % of a read at 131,072 tokens, eight do from 16,384 on, 64 from 8,192.{% for name, least in [("decoding_b1", 131072), ("decoding_b8", 16384), ("decoding_b64", 8192)] %}{% for r in rows(name, provider="triton") if name != "decoding_b64" or r.seq_len >= least %}{{ claim((row(name, provider="triton_read", seq_len=r.seq_len).ms > 0.9 * r.ms) == (r.seq_len >= least)) }}{% endfor %}{% endfor %}
 #
 # {% set many, cudnn = row("decoding_b64", provider="triton", seq_len=2048), row("decoding_b64", provider="sdpa_cudnn", seq_len=2048) %}
-# **Many sequences.** 64 fill the chip undivided; `_splits` divides them all the same, as shorter programs leave a shorter end. At 64 × 2,048 tokens it takes 2 parts, 1,024 programs or nearly four waves, and cuDNN takes {{ (100 - 100 * cudnn.ms / many.ms) | pct }} less time.{{ claim(cudnn.ms < 0.98 * many.ms) }} The longer the programs, the less their starts and ends weigh: from 8 × 32,768 tokens on, and from 64 × 16,384, the best of SDPA's backends and this kernel are within 2 % of each other.{% for name, least in [("decoding_b8", 32768), ("decoding_b64", 16384)] %}{% for r in rows(name, provider="triton") if r.seq_len >= least %}{{ claim(0.98 < (rows(name, seq_len=r.seq_len) | selectattr("provider", "in", ["sdpa_flash", "sdpa_cudnn"]) | map(attribute="ms") | min) / r.ms < 1.02) }}{% endfor %}{% endfor %}
+# **Many sequences.** 64 fill the chip undivided; `_splits` divides them all the same, as shorter programs leave a shorter end. At 64 × 2,048 tokens it takes 2 parts, 1,024 programs or nearly four waves, and cuDNN takes {{ (100 - 100 * cudnn.ms / many.ms) | pct }} less time.{{ claim(cudnn.ms < 0.98 * many.ms) }} The longer the programs, the less their starts and ends weigh: from 8 × 32,768 tokens on, and from 64 × 16,384, the best of SDPA's backends and this kernel are within 4 % of each other.{% for name, least in [("decoding_b8", 32768), ("decoding_b64", 16384)] %}{% for r in rows(name, provider="triton") if r.seq_len >= least %}{{ claim(0.96 < (rows(name, seq_len=r.seq_len) | selectattr("provider", "in", ["sdpa_flash", "sdpa_cudnn"]) | map(attribute="ms") | min) / r.ms < 1.02) }}{% endfor %}{% endfor %} Programs that all run at once have no waves: in a trial, apart from this recording, blocks of 32 keys let 512 undivided programs share the chip, and 64 × 2,048 tokens were read at 95 % of a read's speed. It is not the plan, because of the next point.
 #
-# {% set whole, paged = row("decoding_ragged", provider="triton", longest=32768), row("decoding_ragged", provider="triton_pages_of_16", longest=32768) %}
-# {% set mixed, mixed_read = row("decoding_ragged", provider="triton", longest=4096), row("decoding_ragged", provider="triton_read", longest=4096) %}**Unequal lengths** up to 32,768 are read at {{ (100 * row("decoding_ragged", provider="triton_read", longest=32768).ms / whole.ms) | pct }} of a read's speed, those up to 4,096 at {{ (100 * mixed_read.ms / mixed.ms) | pct }}. `_splits` sees room for 32,768 tokens and divides each sequence in 9, the short ones too: the shortest have parts of one block or none, all start and end. **Pages** of 16 take {{ (100 * paged.ms / whole.ms - 100) | pct }} more time than a cache without pages, for the 32 lengths up to 32,768: as step 4 said, less of the cache is under way.{{ claim(paged.ms > 1.02 * whole.ms and mixed_read.ms < 0.8 * mixed.ms) }}
+# {% set whole, paged = row("decoding_ragged", provider="triton", longest=32768), row("decoding_ragged", provider="triton_pages_of_16", longest=32768) %}{% set tight, parts = row("decoding_ragged", provider="triton", longest=4096, room=4096), row("decoding_ragged", provider="triton_8_parts", longest=4096, room=4096) %}{% set loose, loose_read = row("decoding_ragged", provider="triton", longest=4096, room=32768), row("decoding_ragged", provider="triton_read", longest=4096, room=32768) %}
+# **Unequal lengths.** With room for 4,096 tokens, 32 sequences stay undivided, best where all are full. Where they are not, the short ones end early and the longest runs on almost alone: 8 parts take {{ (100 - 100 * parts.ms / tight.ms) | pct }} less time.{{ claim(parts.ms < 0.85 * tight.ms) }} Who knows that lengths differ says so, with `n_splits`. With room for 32,768, `_splits` takes 9 parts by itself, and the same lengths come to {{ (100 * loose_read.ms / loose.ms) | pct }} of a read's speed, those up to 32,768 to {{ (100 * row("decoding_ragged", provider="triton_read", longest=32768).ms / whole.ms) | pct }}: the shortest have parts of one block or none, all start and end. **Pages** of 16 take {{ (100 * paged.ms / whole.ms - 100) | pct }} more time there than a cache without pages: as step 4 said, less of the cache is under way.{{ claim(paged.ms > 1.02 * whole.ms and loose_read.ms < 0.8 * loose.ms) }}
 #
 # {% set ours, read = row("decoding_b1", provider="triton", seq_len=1024), row("decoding_b1", provider="triton_read", seq_len=1024) %}
-# **Short contexts.** 1,024 tokens are {{ ours.bytes | bytes }}, a read of {{ read.ms | time }}; two launches take {{ ours.ms | time }} ({{ row("decoding_b1", provider="sdpa_cudnn", seq_len=1024).ms | time }} for cuDNN's), {{ claim(row("decoding_b1", provider="sdpa_cudnn", seq_len=1024).ms < 0.98 * ours.ms) }}and Python {{ ours.host_us | n(0) }} µs to make them ({{ row("decoding_b1", provider="sdpa_flash", seq_len=1024).host_us | n(0) }} for SDPA's flash backend).{{ claim(ours.host_us * 1e-3 > ours.ms) }} A token passes all layers, one attention after the other, and pays this in each. So servers record a step as a [CUDA graph](../glossary.md#cuda-graph), and replay it. They can, as nothing that the host chooses depends on `seq_lens`. 32 layers, timed with their launches queued beforehand:
+# **Short contexts.** 1,024 tokens are {{ ours.bytes | bytes }}, a read of {{ read.ms | time }}; two launches take {{ ours.ms | time }}, as long as cuDNN's ({{ row("decoding_b1", provider="sdpa_cudnn", seq_len=1024).ms | time }}), {{ claim(0.9 < row("decoding_b1", provider="sdpa_cudnn", seq_len=1024).ms / ours.ms < 1.1) }}and Python {{ ours.host_us | n(0) }} µs to make them ({{ row("decoding_b1", provider="sdpa_flash", seq_len=1024).host_us | n(0) }} for SDPA's flash backend).{{ claim(ours.host_us * 1e-3 > ours.ms) }} A token passes all layers, one attention after the other, and pays this in each. So servers record a step as a [CUDA graph](../glossary.md#cuda-graph), and replay it. They can, as nothing that the host chooses depends on `seq_lens`. 32 layers, timed with their launches queued beforehand:
 #
 # {{ table("decoding_layers", columns=["seq_len", "provider", "ms", "host_us"]) }}
 #

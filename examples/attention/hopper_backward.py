@@ -375,11 +375,11 @@ def hopper_attention_backward_kernel(
     BLOCK_M: gl.constexpr = q_desc.block_type.shape[2]
     BLOCK_N: gl.constexpr = k_desc.block_type.shape[2]
     DS: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, BLOCK_M], k_desc.dtype)
+    q_ring, do_ring = _ring(q_desc, STAGES), _ring(do_desc, STAGES)
+    k_ring, v_ring = _ring(k_desc, 1), _ring(v_desc, 1)
+    lse_ring, delta_ring = _ring(lse_desc, STAGES), _ring(delta_desc, STAGES)
     ds_ring = gl.allocate_shared_memory(k_desc.dtype, [2, BLOCK_N, BLOCK_M], DS)
-    rings = (
-        _ring(k_desc, 1), _ring(v_desc, 1), _ring(q_desc, STAGES), _ring(do_desc, STAGES),
-        _ring(lse_desc, STAGES), _ring(delta_desc, STAGES),
-    )  # fmt: skip
+    rings = (k_ring, v_ring, q_ring, do_ring, lse_ring, delta_ring)
     bars = (_barriers(1), _barriers(STAGES), _barriers(STAGES))
     descs = (k_desc, v_desc, q_desc, do_desc, lse_desc, delta_desc)
     heads, sizes = (n_heads, shared_by), (n_queries, n_keys, together)
@@ -405,7 +405,7 @@ def hopper_attention_backward_kernel(
 # %% tags=["copy"]
 # causal, as many heads' programs take turns, the longest of all of them first
 BLOCK_M, BLOCK_N, TOGETHER = 64, 128, 4
-STAGES = {64: 4, 128: 3}
+STAGES = {64: 4, 128: 2}
 _layout = functools.lru_cache(gl.NVMMASharedLayout.get_default_for)
 
 

@@ -15,6 +15,7 @@ import re
 import runpy
 import sys
 from importlib import metadata
+from importlib.machinery import PathFinder
 
 
 def distributions(*roots: str) -> set[str]:
@@ -31,7 +32,10 @@ def distributions(*roots: str) -> set[str]:
 
 
 class OnlyTorchAndTriton:
-    """Refuses every installed module that neither torch nor triton requires."""
+    """Finds what is installed, but for modules that neither torch nor triton requires.
+
+    Those are as good as not installed: torch asks for some, and goes without.
+    """
 
     def __init__(self, *more: str):
         allowed = distributions("torch", "triton", *more)
@@ -43,8 +47,8 @@ class OnlyTorchAndTriton:
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.refused:
-            raise ModuleNotFoundError(f"{name} is neither torch nor triton", name=name)
-        return None
+            return None
+        return PathFinder.find_spec(name, path, target)
 
 
 def call_on_cpu(function) -> list[str]:
@@ -74,7 +78,8 @@ def call_on_cpu(function) -> list[str]:
 def main(action: str, path: str, *functions: str) -> None:
     sys.path.pop(0)  # this script's own folder
     # triton needs numpy for the interpreter only, and does not say so
-    sys.meta_path.insert(0, OnlyTorchAndTriton(*(["numpy"] if action == "run" else [])))
+    only = OnlyTorchAndTriton(*(["numpy"] if action == "run" else []))
+    sys.meta_path = [only if finder is PathFinder else finder for finder in sys.meta_path]
     if action == "run":
         import torch
 

@@ -222,6 +222,8 @@ def refusals():
     yield "table's dimensions", ValueError, lambda q, k, v, n: ((q, k, v, n), table(q, 2))
     yield "scale 0", ValueError, lambda q, k, v, n: ((q, k, v, n), {"scale": 0.0})
     yield "scale NaN", ValueError, lambda q, k, v, n: ((q, k, v, n), {"scale": math.nan})
+    yield "no part", ValueError, lambda q, k, v, n: ((q, k, v, n), {"n_splits": 0})
+    yield "too many parts", ValueError, lambda q, k, v, n: ((q, k, v, n), {"n_splits": 129})
     yield "gradient", ValueError, lambda q, k, v, n: ((q.requires_grad_(), k, v, n), {})
 
 
