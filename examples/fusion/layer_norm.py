@@ -148,7 +148,7 @@ def _align(offset, VECTOR: tl.constexpr):
 @triton.jit
 def _hold(x, HOLD: tl.constexpr):
     # the same bits, but the compiler cannot know: what follows from them is computed again
-    if HOLD:
+    if HOLD and x.dtype.primitive_bitwidth == 16:  # two numbers a register
         x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, False, 2)
     return x
 
@@ -282,6 +282,7 @@ def _plan(stride: int, n_rows: int, n_cols: int, size: int) -> tuple:
         return layer_norm_long_kernel, n_rows, constants, {"num_warps": num_warps}
     block = 1 << n_cols.bit_length() - 1
     rest = 1 << (n_cols - block - 1).bit_length() if n_cols > block else 0
+    block, rest = (2 * block, 0) if rest == block else (block, rest)  # one block, in part idle
     rows = max(1, 512 // block) if block <= 512 else 2 if block <= 4096 and not rest else 1
     options = {"num_warps": 1 if block <= 512 else min(16, max(4, rows * block // 1024))}
     hold = size == 2 and vector > 1 and block >= 4096 and not triton.knobs.runtime.interpret
@@ -695,6 +696,3 @@ def bench(measure):
 # ## Use it in your project
 #
 # `layer_norm(x, norm.weight, norm.bias, norm.eps)`: [API][examples.fusion.layer_norm.layer_norm].
-#
-# !!! warning "A known fault: a float32 weight with 16-bit rows of more than 8,192 columns"
-#     Its gradient ends the process, in the compiler: `_hold` packs two numbers of 16 bits, and this weight has 32. Until that is mended and [recorded](../glossary.md#recording) anew, cast weight and bias: `norm.weight.to(x.dtype)`.

@@ -37,6 +37,8 @@
 # At 8192 × 8192 in bfloat16 a copy of two trips takes {{ copy_ms(2 * 134217728) | ms }} on this {{ env.gpu }}, of five, forward and backward, {{ copy_ms(5 * 134217728) | ms }}: the [floors](../glossary.md#floor). Arithmetic hides behind them.
 
 # %% tags=["copy"]
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -63,12 +65,8 @@ def add_rms_norm_reference(x, residual, weight, eps=1e-6):
 # What else counts at a copy's speed:
 #
 # - **Several short rows a program**, for [starting one](../foundations/programming_model.py#the-size-of-a-block-powers-of-two-and-num_warps) takes time whatever it moves.
-# - **Whole vectors.** A thread moves 16 bytes at once only where they begin at a multiple of 16 and
-#   are masked alike. In 16 bits `_align` divides by 8 and multiplies by 8: the same number, but now
-#   the compiler *knows* the factor. So width 1,000, a multiple of 8 and not of 16, is fast.
-# - **Odd widths.** Of 12,289 columns, most rows begin off the boundary. The kernel takes whole
-#   vectors from a row's first boundary on; the *head* before them and the rest after them make the
-#   *edge*, a small block. Rows of one program lie a multiple of 8 apart (`PEEL`): equal heads.
+# - **Whole vectors.** A thread [moves 16 bytes at once](../glossary.md#vector-load) only where they begin at a multiple of 16 and are masked alike. In 16 bits `_align` divides by 8 and multiplies by 8: the same number, but now the compiler *knows* the factor. So width 1,000, a multiple of 8 and not of 16, is fast.
+# - **Odd widths.** Of 12,289 columns, most rows begin off the boundary. The kernel takes whole [vectors](../glossary.md#vector-load) from a row's first boundary on; the *head* before them and the rest after them make the *edge*, a small block. Rows of one program lie a multiple of 8 apart (`PEEL`): equal heads.
 # - **Packed rows.** Between sum and store a bfloat16 row should wait in two bytes an element, so that more programs fit an [SM](../glossary.md#sm). The compiler would rather keep it in float32; a line of assembly (`_hold`) hides from it that the row summed and the row stored are the same.
 # - **Rows walked `TWICE`.** A long row need not wait in registers: the program may walk along it twice, block by block, to sum and to write. The second time it comes from a cache, the SM's own ([L1](../glossary.md#l1)) or [L2](../glossary.md#l2). Hints say what to keep there: `evict_last` what will be read again, `evict_first` what will not. So 8,192 and 16,384 columns in 16 bits need few registers, and the compiler, told the `WIDTH`, unrolls both loops. Past 64 KiB no row fits a program otherwise: two programs fill an SM, and at 65,536 columns the rows under way are {{ (2 * env.sms * 2 * 65536) | bytes }}, where the L2 holds {{ env.l2_bytes | bytes }}{{ claim(2 * env.sms * 2 * 65536 < 0.75 * env.l2_bytes) }}.
 
@@ -96,7 +94,7 @@ def _edge(head, body, n_cols, VECTOR: tl.constexpr):
 @triton.jit
 def _hold(x, HOLD: tl.constexpr):
     # the same bits, but the compiler cannot know: what follows from them is computed again
-    if HOLD:
+    if HOLD and x.dtype.primitive_bitwidth == 16:  # two numbers a register
         x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, False, 2)
     return x
 
@@ -187,12 +185,10 @@ def rms_norm_kernel(
 # $h$, a sum, hands its gradient to both terms: one tensor, $dx$ plus the $dh$ from the residual
 # stream, serves both. $dx$ wants a program that sees a row, $dw$ one that sees a column. For $dw$:
 #
-# 1. **Atomic additions** to one `dw` in memory: many, to few addresses. Float sums depend on their
-#    order, so the gradient would differ from run to run.
+# 1. **[Atomic additions](../glossary.md#atomic-operation)** to one `dw` in memory: many, to few addresses. Float sums depend on their order, so the gradient would differ from run to run.
 # 2. **Each row's own terms**, written out and added up later: 4 bytes an element, written and read
 #    again, where the whole job moves 6.
-# 3. **A partial sum for each program, and few programs.** Each walks down many rows and keeps its
-#    sums in registers. A second, small kernel adds up what they leave, always in the same order.
+# 3. **A partial sum for each program, and few programs.** Each walks down many rows and keeps its sums in [registers](../glossary.md#register). A second, small kernel adds up what they leave, always in the same order.
 #
 # {{ diagram("rms_norm_backward") }}
 #
@@ -333,39 +329,45 @@ def _sms(x: torch.Tensor) -> int:
     return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
 
 
-def rms_norm_forward(x, residual, weight, eps, y, h=None, rstd=None) -> None:
-    """Norms `[n_rows, n_cols]`, columns adjacent, into contiguous outputs; rstd is float32."""
-    (n_rows, n_cols), size = x.shape, x.element_size()
-    strides = x.stride(0), x.stride(0) if residual is None else residual.stride(0)
-    vector, peel = _vectors(size, n_cols, *strides)
+@functools.lru_cache(maxsize=1024)
+def _plan(stride_xm, stride_rm, n_rows: int, n_cols: int, size: int, alone: bool) -> tuple:
+    # of the forward: number of programs, the numbers behind eps, and options
+    vector, peel = _vectors(size, n_cols, stride_xm, stride_rm)
     body = n_cols // vector * vector
     # 16 at least, since `_hold` packs two numbers
     block = max(16, 1 << (body - 1).bit_length())
-    row_bytes, maxnreg, width = block * size, None, 0
+    row_bytes, options, width = block * size, {}, 0
     rows = max(1, 2048 // block)
     num_warps = 4 if rows > 1 else max(1, row_bytes // 4096)
-    full = vector > 1 and n_cols % block == 0 and n_rows % rows == 0 and residual is None
-    plain = size == 2 and residual is None
+    full = vector > 1 and n_cols % block == 0 and n_rows % rows == 0 and alone
+    plain = size == 2 and alone
     hold = plain and not full and (block == 8192 or (block > 8192 and peel))
     if row_bytes > 65536:
         full = vector > 1 and n_cols * size % 32768 == 0
     twice = row_bytes > 65536 or (plain and full and row_bytes >= 16384)
     if twice and full:
         block = min(n_cols // 2, 32768 // size)
-        num_warps, maxnreg = 32 if residual is not None else 16, 64
+        num_warps, options = 16 if alone else 32, {"maxnreg": 64}
         width = n_cols if n_cols <= 8 * block else 0
     elif twice:
-        block, num_warps, maxnreg = 16384 // size if vector > 1 else 4096, 32, 32
+        block, num_warps, options = 16384 // size if vector > 1 else 4096, 32, {"maxnreg": 32}
     elif hold:
-        maxnreg = 96 if block == 8192 else 128
-    elif (plain and full and block == 4096) or (residual is not None and row_bytes == 32768):
+        options = {"maxnreg": 96 if block == 8192 else 128}
+    elif (plain and full and block == 4096) or (not alone and row_bytes == 32768):
         num_warps = 8 if plain else 16
     multiple = vector if peel else 1  # rows of a program lie a multiple apart
-    rms_norm_kernel[(-(-n_rows // (rows * multiple)) * multiple,)](
-        x, residual, weight, y, h, rstd, *strides, n_rows, n_cols, eps, ROWS=rows, BLOCK=block,
-        TWICE=twice, WIDTH=width, FULL=full, VECTOR=vector, PEEL=peel,
-        HOLD=hold and not triton.knobs.runtime.interpret, num_warps=num_warps, maxnreg=maxnreg,
-    )  # fmt: skip
+    hold &= not triton.knobs.runtime.interpret
+    constants = rows, block, twice, width, full, vector, peel, hold
+    programs = -(-n_rows // (rows * multiple)) * multiple
+    return programs, constants, {"num_warps": num_warps, **options}
+
+
+def rms_norm_forward(x, residual, weight, eps, y, h=None, rstd=None) -> None:
+    """Norms `[n_rows, n_cols]`, columns adjacent, into contiguous outputs; rstd is float32."""
+    sizes = x.stride(0), (x if residual is None else residual).stride(0), *x.shape
+    programs, constants, options = _plan(*sizes, x.element_size(), residual is None)
+    tensors = x, residual, weight, y, h, rstd
+    rms_norm_kernel[(programs,)](*tensors, *sizes, eps, *constants, **options)
 
 
 def rms_norm_backward(dy, dh, h, weight, rstd, dx, dweight) -> None:
@@ -693,8 +695,5 @@ def bench(measure):
 # from rms_norm import add_rms_norm, rms_norm
 # y, residual = add_rms_norm(attention_output, residual, weight)
 # ```
-#
-# !!! warning "A known fault: a float32 weight with 16-bit rows"
-#     Its gradient ends the process, in the compiler: `_hold` packs two numbers of 16 bits, and this weight has 32. Until that is mended and [recorded](../glossary.md#recording) anew, cast it: `weight.to(x.dtype)`. Without a gradient all is well.
 #
 # API: [rms_norm][examples.fusion.rms_norm.rms_norm], [add_rms_norm][examples.fusion.rms_norm.add_rms_norm]. Next: [dropout](dropout.py).

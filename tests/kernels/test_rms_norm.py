@@ -29,6 +29,7 @@ WIDTHS = [1, 2, 127, 128, 129, 255, 1000, 1823, 4097, 8193, 16400, 32769, 32776,
 TWICE = list(
     itertools.product((torch.float32, torch.bfloat16), (65536, 65000, 65001), (0, 3), (False, True))
 ) + [(torch.bfloat16, n_cols, 0, False) for n_cols in (8192, 16384, 32768)]
+MIXED = [96, 129, 8192, 16384]  # columns of rows of 16 bits, whose weight has 32
 
 
 def compile_all() -> list:
@@ -41,17 +42,32 @@ def compile_all() -> list:
         x = torch.empty(4, n_cols + gap, dtype=dtype)[:, :n_cols]
         y, h, residual = torch.empty_like(x), *((x, x) if added else (None, None))
         lecture.rms_norm_forward(x, residual, y[0], 1e-6, y, h)
-    return [facts(kernel) for kernel in found]
+    mixed = launched(lecture, "rms_norm_bwd_kernel")
+    launched(lecture, "column_sum_kernel")
+    for n_cols in MIXED:
+        x, weight = torch.empty(4, n_cols, dtype=torch.bfloat16), torch.empty(n_cols)
+        lecture.rms_norm_backward(x, None, x, weight, torch.empty(4), x, weight)
+    return [facts(kernel) for kernel in found + mixed]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list:
+    return run_as_script(__file__)
 
 
 @pytest.mark.interpreter  # a GPU's tests compile and run them
-def test_programs_that_walk_twice_fit_an_sm():
-    for variant, kernel in zip(TWICE, run_as_script(__file__), strict=True):
+def test_programs_that_walk_twice_fit_an_sm(compiled):
+    for variant, kernel in zip(TWICE, compiled[: len(TWICE)], strict=True):
         dtype, n_cols, gap, added = variant
         # two of them, but with a residual and in whole blocks one
         whole = n_cols == 65536 and gap * dtype.itemsize % 16 == 0
         fits = 65536 if added and whole else 32768
         assert kernel["threads"] * kernel["registers"] <= fits and kernel["spills"] == 0, variant
+
+
+@pytest.mark.interpreter
+def test_a_weight_of_32_bits_compiles(compiled):
+    assert [kernel["spills"] for kernel in compiled[len(TWICE) :]] == [0] * len(MIXED)
 
 
 def randn(*shape, device, dtype=torch.float32):
