@@ -47,21 +47,21 @@ def np_dtype(dtype):
 
 @functools.lru_cache(maxsize=None, typed=True)  # a shape of 2.0 is refused
 def measures(*shape):
-    """The shape and number of elements that a block has, and how its tensors show them."""
+    """A block's shape, its name, its number of elements; and how tensors show shape and number."""
     block = tl.block_type.__new__(tl.block_type)
     whole_block_type(block, tl.int1, list(shape))
     shown = tl.tensor.__new__(tl.tensor)
     whole_tensor(shown, None, block)
-    return block.shape, block.numel, shown.shape, shown.numel
+    return block.shape, str(block.shape), block.numel, (shown.shape, shown.numel)
 
 
 def block_type(self, element_ty, shape):
     """Makes a type without validating each shape anew."""
     assert isinstance(shape, list | tl.tuple)
     self.element_ty = element_ty
-    sizes = (size.value if isinstance(size, tl.constexpr) else size for size in shape)
-    self.shape, self.numel, *self.shown = measures(*sizes)
-    self.name = f"<{self.shape}, {element_ty}>"
+    sizes = [size.value if isinstance(size, tl.constexpr) else size for size in shape]
+    self.shape, name, self.numel, self.shown = measures(*sizes)
+    self.name = f"<{name}, {element_ty}>"
 
 
 def tensor(self, handle, type):
