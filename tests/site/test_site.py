@@ -9,25 +9,8 @@ import pytest
 from playwright.sync_api import TimeoutError
 
 from scripts.lectures import cells
-from tests.site.built import (
-    DESKTOP,
-    LECTURES,
-    PHONE,
-    PREFIX,
-    SITE_URL,
-    WCAG,
-    axe,
-    file_of,
-    listen,
-)
+from tests.site.built import DESKTOP, LECTURES, PHONE, PREFIX, SITE_URL, axe, file_of
 
-# axe takes longest over colours, and they are the same at every width; what is not a colour is the
-# same in both schemes
-CONTRAST = WCAG | {"runOnly": ["color-contrast"]}
-ALL = {
-    DESKTOP["width"]: WCAG,
-    PHONE["width"]: WCAG | {"rules": {"color-contrast": {"enabled": False}}},
-}
 SWITCH = "document.querySelector('[data-md-component=palette] label:not([hidden])').click()"
 OPEN_FOLDS = "document.querySelectorAll('details').forEach(fold => fold.open = true)"
 # the theme wraps tables, names code blocks and blends colours
@@ -36,17 +19,6 @@ COMPLETE = """() =>
     [...document.querySelectorAll(".md-typeset table:not([class])")]
         .every(table => table.closest(".md-typeset__scrollwrap")) &&
     [...document.querySelectorAll(".md-code__nav")].every(nav => nav.ariaLabel)"""
-# axe weighs every piece of text: of pieces that are coloured alike, by one class in one kind of
-# block or in rows of one table, some are enough
-THIN = """() => {
-    const seen = new Set();
-    for (const token of document.querySelectorAll(".highlight code span")) {
-        const kind = `${token.closest(".highlight").className} ${token.className}`;
-        if (seen.has(kind)) token.replaceWith(...token.childNodes);
-        seen.add(kind);
-    }
-    document.querySelectorAll("tbody tr:nth-child(n + 30)").forEach(row => row.remove());
-}"""
 TOO_WIDE = "document.documentElement.scrollWidth - innerWidth"
 BROKEN_IMAGES = """[...document.images]
     .filter(image => image.checkVisibility() && image.complete && !image.naturalWidth)
@@ -170,42 +142,39 @@ def test_weight(site, pages):
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_pages_in_a_browser(browser, base, pages, shard):
+def test_pages_in_a_browser(open_page, base, pages, shard):
     """No error, no request elsewhere, no overflow, nothing that axe finds, with all folds open."""
     wrong: list[str] = []
     for first, second in ((DESKTOP, PHONE), (PHONE, DESKTOP)):
-        context = browser.new_context(viewport=first, reduced_motion="reduce")
-        context.add_init_script("localStorage.clear()")  # the scheme that was chosen before
-        context.route(lambda url: not url.startswith(base), lambda route: route.abort())
-        page = context.new_page()
-        listen(page, base, wrong)
+        page = open_page("", viewport=first, reduced_motion="reduce")
         # every other page opens on a phone, which is then turned into a desktop
         for address in list(pages)[shard :: 2 * SHARDS]:
             page.goto(base + address)
             page.evaluate(OPEN_FOLDS)
-            look(page, address, wrong, ALL[first["width"]])
+            look(page, address, wrong)
             page.set_viewport_size(second)
-            look(page, address, wrong, ALL[second["width"]])
+            # axe sees both widths and both schemes: colours are the same at every width, and what
+            # is not a colour in both schemes
+            look(page, address, wrong, axe)
             page.evaluate(SWITCH)
             page.wait_for_selector("body[data-md-color-scheme=slate]")
-            look(page, address, wrong, CONTRAST)
+            look(page, address, wrong)
             page.set_viewport_size(first)
-            look(page, address, wrong, None)
+            look(page, address, wrong, axe)
+            page.evaluate("localStorage.clear()")  # the next one opens in the light scheme
         shard += SHARDS
-        context.close()
     assert not wrong
 
 
-def look(page, address: str, wrong: list[str], options: dict | None) -> None:
+def look(page, address: str, wrong: list[str], judge=None) -> None:
     """Notes what is wrong with a page as it is open now."""
     page.wait_for_function(COMPLETE)
     state = page.evaluate("`${document.body.dataset.mdColorScheme}, ${innerWidth} px`")
     found = page.evaluate(BROKEN_IMAGES) + page.evaluate(CLIPPED)
     if (over := page.evaluate(TOO_WIDE)) > 0:
         found.append(f"{over} px too wide")
-    if options:
-        page.evaluate(THIN)
-        found += axe(page, options)
+    if judge:
+        found += judge(page)
     wrong += [f"{address}: {state}: {what}" for what in found]
 
 
