@@ -14,12 +14,14 @@ from tests.site.built import DESKTOP, LECTURES, PHONE, PREFIX, SITE_URL, axe, fi
 
 SWITCH = "document.querySelector('[data-md-component=palette] label:not([hidden])').click()"
 OPEN_FOLDS = "document.querySelectorAll('details').forEach(fold => fold.open = true)"
-# the theme wraps tables, names code blocks and blends colours
+# the theme wraps tables, names code blocks, blends colours, and on a desktop measures its sidebars
 COMPLETE = """() =>
     !document.getAnimations().some(change => change.playState === "running") &&
     [...document.querySelectorAll(".md-typeset table:not([class])")]
         .every(table => table.closest(".md-typeset__scrollwrap")) &&
-    [...document.querySelectorAll(".md-code__nav")].every(nav => nav.ariaLabel)"""
+    [...document.querySelectorAll(".md-code__nav")].every(nav => nav.ariaLabel) &&
+    [...document.querySelectorAll(".md-sidebar__scrollwrap")]
+        .every(sidebar => !sidebar.style.height === innerWidth < 1220)"""
 TOO_WIDE = "document.documentElement.scrollWidth - innerWidth"
 BROKEN_IMAGES = """[...document.images]
     .filter(image => image.checkVisibility() && image.complete && !image.naturalWidth)
