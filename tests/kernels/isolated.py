@@ -62,6 +62,8 @@ class OnlyTorchAndTriton:
             return None
         return PathFinder.find_spec(name, path, target)
 
+    find_distributions = staticmethod(PathFinder.find_distributions)  # triton looks for its backends
+
 
 def call_on_cpu(function) -> list[str]:
     """Calls a function with CPU tensors of several ranks and dtypes; says what each call raised.
