@@ -62,7 +62,8 @@ class OnlyTorchAndTriton:
             return None
         return PathFinder.find_spec(name, path, target)
 
-    find_distributions = staticmethod(PathFinder.find_distributions)  # triton looks for its backends
+    # triton looks for its backends
+    find_distributions = staticmethod(PathFinder.find_distributions)
 
 
 def call_on_cpu(function) -> list[str]:
