@@ -33,7 +33,7 @@ test-kernels: $(KERNELS)/ready ## run the lectures' tests in Triton's interprete
 
 test-site: $(SITE)/ready-to-test ## test the pipeline, and the built site in a browser
 	scripts/ensure_chromium.sh
-	$(SITE)/bin/python -m pytest -q -n auto tests/site
+	$(SITE)/bin/python -m pytest -q -n auto --dist worksteal tests/site
 
 test-gpu: ## run the lectures' tests and the sanitizer on a GPU; writes tests.json
 	$(GPU_PYTHON) scripts/test_gpu.py

@@ -503,7 +503,7 @@ class Site:
 
     def _results(self, up: str) -> Block:
         """Every recorded size of every kernel, for the results page."""
-        header = ("Kernel", "Size", "Type", "Mode", "GPU", "Time", "Of the ceiling", "Against")
+        header = ("Kernel", "Size", "Time", "Of the ceiling", "Against", "Type", "Mode", "GPU")
         benchmarks = [
             (name, recording, benchmark)
             for _, name, recording in self.recordings()
@@ -547,12 +547,12 @@ class Site:
                 f"<br><small>{html.escape(self.lectures[name].meta['title'])}</small>"
             ),
             cell(html.escape(size), getattr(row, benchmark.x)),
-            cell(benchmark.dtype or ""),
-            cell(benchmark.mode or ""),
-            cell(html.escape(recording.env["gpu"])),
             cell(rows.format_ms(row.ms), row.ms),
             cell(rows.format_pct(row.percent) if ceiling else "–", ceiling or -1),
             cell(against or "–", f"{peers[0][1]:.4g}" if peers else 0),
+            cell(benchmark.dtype or ""),
+            cell(benchmark.mode or ""),
+            cell(html.escape(recording.env["gpu"])),
         ]
 
     def _gpu_tests(self) -> Block:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jinja2
 
-from scripts import rows
+from scripts import palette, rows
 
 # a line of tags or claims alone, which would leave an empty line in a table or a paragraph; its
 # newline goes into a comment, so that the lines below keep their numbers. What is shown raw stays
@@ -50,7 +50,8 @@ class Templates:
             comment_start_string="{##",
             comment_end_string="##}",
         )
-        self.environment.filters |= {name: _tolerant(f) for name, f in rows.FILTERS.items()}
+        filters = rows.FILTERS | {"provider": palette.provider_name}
+        self.environment.filters |= {name: _tolerant(f) for name, f in filters.items()}
 
     def render(self, text: str, path: Path, context: dict, line: int = 1) -> str:
         """The text with its expressions evaluated; `line` is where it starts in its file."""

@@ -669,7 +669,7 @@ def bench(measure):
 #
 # {{ figure("layer_norm_forward", providers=["triton", "triton_one_row"], caption="Step 1 falls where rows are short or very long, lanes idle, or vectors break. Step 2 gains there, but at 12,289 columns not enough.") }}{% for n, gain in ((768, 1.5), (1024, 1.3), (5120, 1.05), (12289, 1.4), (32768, 1.2)) %}{{ claim(row("layer_norm_forward", provider="triton_one_row", n_cols=n).ms > gain * row("layer_norm_forward", provider="triton", n_cols=n).ms) }}{% endfor %}
 #
-# - **Odd widths**: 12,289 columns come to {{ row("layer_norm_forward", provider="triton", n_cols=12289).percent | pct }} of a copy forward, with the gradient to {{ odd.percent | pct }}. Rows begin within vectors, weight and bias do not, so the forward loads these number by number. Pad the width, if the model is yours.
+# - **Odd widths**: 12,289 columns come to {{ row("layer_norm_forward", provider="triton", n_cols=12289).percent | pct }} of a copy forward, with the gradient to {{ odd.percent | pct }}. Rows begin within vectors, weight and bias do not, so the forward loads these number by number. Pad the width, if the model is yours. 1,000 columns are two blocks of 512 for one warp: torch.compile takes {{ (100 - 100 * row("layer_norm_forward", provider="torch_compile", n_cols=1000).ms / row("layer_norm_forward", provider="triton", n_cols=1000).ms) | pct }} less time.{{ claim(row("layer_norm_forward", provider="torch_compile", n_cols=1000).ms < 0.98 * row("layer_norm_forward", provider="triton", n_cols=1000).ms) }}
 # - **Few rows**, 4,096 of 16,384 columns: {{ row("layer_norm_gradient_few", provider="triton").percent | pct }} of a copy, since start and end take a larger share.
 #
 # ## What to remember

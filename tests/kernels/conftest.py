@@ -95,9 +95,9 @@ def within_bounds():
 @pytest.fixture(autouse=True, scope="session")
 def in_less_time():
     """The interpreter takes shortcuts."""
-    from tests.kernels.shortcuts import shortcuts
+    from tests.kernels.shortcuts import SHORTCUTS, taken
 
-    with contextlib.nullcontext() if HAS_GPU else shortcuts():
+    with contextlib.nullcontext() if HAS_GPU else taken(SHORTCUTS):
         yield
 
 

@@ -1,21 +1,33 @@
-"""Runs a script as a project would that has torch and triton and nothing else.
+"""Runs scripts as a project would that has torch and triton and nothing else.
 
-python isolated.py import softmax.py          imports it; defining must be all that it does
-python isolated.py run softmax.py             runs it as `python softmax.py`
-python isolated.py call softmax.py softmax    imports it, calls functions with CPU tensors
+Reads line by line, as JSON, a folder and what to do there. Each is done in a fork of this process,
+which has torch and triton imported, and answered with its exit code, stdout and stderr:
+
+["/tmp", "import", "softmax.py"]            imports it; defining must be all that it does
+["/tmp", "run", "softmax.py"]               runs it as `python softmax.py`
+["/tmp", "call", "softmax.py", "softmax"]   imports it, calls functions with CPU tensors
+
+Arguments name what the scripts may import besides. The interpreter, where it is on, takes its
+shortcuts (shortcuts.py).
 """
 
 import contextlib
+import gc
 import importlib.util
 import inspect
 import io
 import itertools
 import json
+import os
 import re
 import runpy
+import signal
 import sys
+import tempfile
 from importlib import metadata
 from importlib.machinery import PathFinder
+
+SECONDS = 500  # that a task may take
 
 
 def distributions(*roots: str) -> set[str]:
@@ -50,6 +62,9 @@ class OnlyTorchAndTriton:
             return None
         return PathFinder.find_spec(name, path, target)
 
+    # triton looks for its backends
+    find_distributions = staticmethod(PathFinder.find_distributions)
+
 
 def call_on_cpu(function) -> list[str]:
     """Calls a function with CPU tensors of several ranks and dtypes; says what each call raised.
@@ -75,21 +90,14 @@ def call_on_cpu(function) -> list[str]:
     return said
 
 
-def main(action: str, path: str, *functions: str) -> None:
-    sys.path.pop(0)  # this script's own folder
-    # triton needs numpy for the interpreter only, and does not say so
-    only = OnlyTorchAndTriton(*(["numpy"] if action == "run" else []))
-    sys.meta_path = [only if finder is PathFinder else finder for finder in sys.meta_path]
-    if action == "run":
-        import torch
+def carry_out(action: str, path: str, *functions: str) -> None:
+    import torch
 
+    if action == "run":
         torch.manual_seed(0)  # as the tests do
         sys.argv = [path]
         runpy.run_path(path, run_name="__main__")
         return
-
-    import torch
-    import triton  # noqa: F401
 
     output = io.StringIO()
     spec = importlib.util.spec_from_file_location("lecture", path)
@@ -99,6 +107,40 @@ def main(action: str, path: str, *functions: str) -> None:
     assert not output.getvalue(), f"importing printed {output.getvalue()!r}"
     assert not torch.cuda.is_initialized(), "importing woke the GPU"
     print(json.dumps({name: call_on_cpu(getattr(module, name)) for name in functions}))
+
+
+def serve() -> None:
+    gc.freeze()  # else a fork's first collection copies every page that it shares with this process
+    for line in sys.stdin:
+        folder, *task = json.loads(line)
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            child = os.fork()
+            if not child:
+                signal.alarm(SECONDS)
+                os.chdir(folder)
+                sys.path[0] = folder
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # not to read what comes next
+                os.dup2(stdout.fileno(), 1)
+                os.dup2(stderr.fileno(), 2)
+                return carry_out(*task)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            told = [(file.seek(0), file.read())[1] for file in (stdout, stderr)]
+        print(json.dumps([code, *told]), flush=True)
+
+
+def main(*more: str) -> None:
+    only = OnlyTorchAndTriton(*more)
+    sys.meta_path = [only if finder is PathFinder else finder for finder in sys.meta_path]
+    import torch  # noqa: F401
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        from shortcuts import SHORTCUTS, taken
+
+        with taken(SHORTCUTS):
+            serve()
+    else:
+        serve()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ there it calls `pretend`, lets kernels warm up, and prints what `facts` says of 
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -53,17 +54,29 @@ def launched(lecture, *names: str) -> list:
     return found
 
 
+def told_by(tool, options: list[str], source: bytes) -> str:
+    """What a tool of the compiler prints of a file; kept beside the kernels in Triton's cache."""
+    from triton.runtime.cache import get_cache_manager
+
+    command = [tool.path, *options]
+    key = hashlib.sha256(" ".join([*command, tool.version, ""]).encode() + source).hexdigest()
+    cache = get_cache_manager(key)
+    if kept := cache.get_file("told.txt"):
+        return Path(kept).read_text()
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(source)
+        file.flush()
+        ran = subprocess.run([*command, file.name], capture_output=True, text=True, check=True)
+    cache.put(ran.stdout + ran.stderr, "told.txt", binary=False)
+    return ran.stdout + ran.stderr
+
+
 def facts(kernel) -> dict:
     """Resources and instructions of a compiled kernel, and what ptxas warned of."""
     import triton
 
-    ptx = kernel.asm["ptx"]
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        command = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", source]
-        command += ["-o", source.with_suffix(".cubin")]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    ptx, options = kernel.asm["ptx"], ["-v", "--gpu-name=sm_90a", "-o", os.devnull]
+    told = told_by(triton.knobs.nvidia.ptxas, options, ptx.encode())
     return {
         "threads": 32 * kernel.metadata.num_warps,
         "shared": kernel.metadata.shared,

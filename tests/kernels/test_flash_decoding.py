@@ -111,6 +111,16 @@ def simple(device, batch=2, capacity=80, heads=4, n_kv_heads=2, head_dim=64):
     return q, k, v, torch.tensor([capacity, capacity - 9][:batch], dtype=torch.int32, device=device)
 
 
+@pytest.mark.parametrize("n_splits", [None, 1, 5, 128])
+def test_parts_are_as_many_as_asked_for(lecture, device, n_splits, monkeypatch):
+    taken, decode = [], lecture._decode
+    monkeypatch.setattr(lecture, "_decode", lambda *args: taken.append(args[7]) or decode(*args))
+    q, k, v, lens = simple(device)
+    got = lecture.flash_decoding(q, k, v, lens, n_splits=n_splits)
+    assert taken == [n_splits]
+    torch.testing.assert_close(got, lecture.flash_decoding(q, k, v, lens), atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("layout", ["q sliced", "one buffer", "heads apart", "table sliced"])
 def test_layouts(lecture, device, layout):
     q, k, v, lens = simple(device)

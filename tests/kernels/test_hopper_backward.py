@@ -9,9 +9,7 @@ import itertools
 import json
 import math
 import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -19,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from tests.kernels.sm_90 import SHARED_LIMIT, facts, pretend, run_as_script
+from tests.kernels.sm_90 import SHARED_LIMIT, facts, pretend, run_as_script, told_by
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 on_hopper = pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
@@ -48,12 +46,7 @@ def overwritten(kernel) -> int:
     """
     import triton
 
-    tool = Path(triton.knobs.nvidia.nvdisasm.path)
-    with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder) / "kernel.cubin"
-        binary.write_bytes(kernel.asm["cubin"])
-        command = [tool, "-c", binary]
-        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    listing = told_by(triton.knobs.nvidia.nvdisasm, ["-c"], kernel.asm["cubin"])
     lines = [re.sub(r"/\*.*?\*/", "", line).strip(" \t;") for line in listing.splitlines()]
     lines = [x for x in lines if re.match(r"\.L_x_\d+:|@?!?U?P?[\dT]* ?[A-Z][\w.]+( |$)", x)]
     labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}

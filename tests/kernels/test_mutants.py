@@ -14,6 +14,7 @@ it. Checks run in the interpreter, those of Gluon's lectures, for which there is
 
 import ast
 import faulthandler
+import functools
 import gc
 import multiprocessing
 import re
@@ -36,6 +37,8 @@ SECONDS = 60
 # what a lecture's kernels use, its mutants must break
 ASPECTS = ("mask", "stride", "scale|max")
 
+sha256 = functools.cache(script_sha256)  # of a lecture, for each of its mutants
+
 
 def mutants(stem: str) -> list[dict]:
     path = MUTANTS / f"{stem}.toml"
@@ -47,7 +50,7 @@ def mutate(source: str, mutant: dict) -> str:
     occurrences, wanted = source.count(mutant["old"]), mutant.get("count", 1)
     assert occurrences == wanted, f"{mutant['old']!r} occurs {occurrences} times, not {wanted}"
     broken = source.replace(mutant["old"], mutant["new"])
-    assert script_sha256(broken) != script_sha256(source), "the mutant changes no code"
+    assert script_sha256(broken) != sha256(source), "the mutant changes no code"
     ast.parse(broken)  # else it is red whatever the check compares
     return broken
 
@@ -86,7 +89,7 @@ def verdict_on_gpu(script: Path) -> str:
     """The same of a Gluon script on a GPU, whose context a broken kernel takes with it."""
     command = [sys.executable, script]
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=2 * SECONDS)
+        run = subprocess.run(command, capture_output=True, text=True, timeout=5 * SECONDS)
     except subprocess.TimeoutExpired:
         return "TimeoutError"
     if "CUDA error" in run.stderr:

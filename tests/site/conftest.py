@@ -3,9 +3,11 @@
 What the tests know of it without a browser stands in `tests/site/built.py`.
 """
 
+import collections
 import fcntl
 import functools
 import http.server
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tests.site.built import DESKTOP, PREFIX, ROOT, Handler, Page, listen
+from tests.site.built import PREFIX, ROOT, Handler, Page, Window
 
 QUIET = [
     f"--{option}"
@@ -28,6 +30,7 @@ QUIET = [
         "disable-background-networking",
         "disable-component-update",
         "disable-sync",
+        "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     )
 ]
 
@@ -84,25 +87,31 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def windows() -> dict[str, list[Window]]:
+    """Those that no test uses at the moment, by their options."""
+    return collections.defaultdict(list)
+
+
 @pytest.fixture
-def open_page(browser, base):
-    """A function that opens a page in a context of its own; fails the test where one went wrong.
+def open_page(browser, base, windows):
+    """A function that opens a page in a window where nothing is stored.
 
-    The contexts of one test share their storage if it passes the first page's `context`.
+    Its options are those of playwright's contexts, and `script`, which runs before those of a page.
+    A call never gets a window that the test has already. Fails the test where a page went wrong.
     """
-    contexts, wrong = [], []
+    used = []
 
-    def open_page(address: str, context=None, **options):
-        if context is None:
-            context = browser.new_context(**{"viewport": DESKTOP} | options)
-            contexts.append(context)
-            context.route(lambda url: not url.startswith(base), lambda route: route.abort())
-        page = context.new_page()
-        listen(page, base, wrong)
-        page.goto(base + address)
-        return page
+    def open_page(address: str, **options):
+        free = windows[json.dumps(options, sort_keys=True)]
+        window = free.pop() if free else Window(browser, base, **options)
+        used.append((window, free))
+        window.page.goto(base + address)
+        return window.page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    wrong = []
+    for window, free in used:
+        wrong += window.empty()
+        free.append(window)
     assert not wrong

@@ -203,6 +203,14 @@ def test_plain_markdown():
 # 404
 
 
+@pytest.fixture(scope="module")
+def page(browser):
+    """A page that may miss what it asks for."""
+    page = browser.new_page()
+    yield page
+    page.close()
+
+
 @pytest.mark.parametrize(
     ("asked", "proposed"),
     [
@@ -215,11 +223,9 @@ def test_plain_markdown():
         ("zzz/qqq/", None),
     ],
 )
-def test_a_missing_page_proposes_the_closest(browser, base, asked, proposed):
-    page = browser.new_page()
+def test_a_missing_page_proposes_the_closest(page, base, asked, proposed):
     assert page.goto(base + asked).status == 404
     links = [link.get_attribute("href") for link in page.locator("#closest a").all()]
     assert links == ([base + proposed] if proposed else [])
     assert page.locator("#parts li").count() == len(PARTS) + 1
     assert page.locator(".md-header__button.md-logo").is_visible()
-    page.close()

@@ -86,9 +86,10 @@ def test_progress_is_forgotten(open_page, base):
     assert page.evaluate("document.activeElement.tagName") == "H1"  # focus is not lost
 
 
-def test_another_tab_follows(open_page):
+def test_another_tab_follows(open_page, base):
     page = open_page(f"{FIRST}/")
-    other = open_page("", context=page.context)
+    other = page.context.new_page()
+    other.goto(base)
     mark(page)
     other.wait_for_selector("[data-progress] .progress-tick")
 
@@ -105,9 +106,7 @@ def test_what_is_stored_may_be_broken(open_page, base, stored):
 
 
 def test_without_storage_it_lasts_as_long_as_the_tab(open_page):
-    page = open_page("404.html")
-    page.add_init_script(NO_STORAGE)
-    page.goto(page.url.replace("404.html", f"{FIRST}/"))
+    page = open_page(f"{FIRST}/", script=NO_STORAGE)
     mark(page)
     page.locator(".md-header a.md-logo").click()
     page.wait_for_selector("[data-progress] .progress-tick")

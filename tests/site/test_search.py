@@ -189,7 +189,7 @@ def test_every_answer_is_there(pages):
 
 
 def test_the_field_shows_what_the_index_found(open_page):
-    page = open_page("")
+    page = open_page("", script="")
     page.click(".md-search__input")
     # key by key: the theme listens for keys, and would notice text filled in by chance only
     question = "what does num_stages do"
