@@ -282,7 +282,6 @@ def _plan(stride: int, n_rows: int, n_cols: int, size: int) -> tuple:
         return layer_norm_long_kernel, n_rows, constants, {"num_warps": num_warps}
     block = 1 << n_cols.bit_length() - 1
     rest = 1 << (n_cols - block - 1).bit_length() if n_cols > block else 0
-    block, rest = (2 * block, 0) if rest == block else (block, rest)  # one block, in part idle
     rows = max(1, 512 // block) if block <= 512 else 2 if block <= 4096 and not rest else 1
     options = {"num_warps": 1 if block <= 512 else min(16, max(4, rows * block // 1024))}
     hold = size == 2 and vector > 1 and block >= 4096 and not triton.knobs.runtime.interpret
