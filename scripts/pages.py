@@ -528,7 +528,13 @@ class Site:
 
     def _result(self, up: str, name: str, recording: rows.Recording, row: rows.Row) -> list[str]:
         benchmark = row.benchmark
-        size = ", ".join(f"{key}={figures.human(value, key)}" for key, value in row.size().items())
+        # what is alike in all rows says the title
+        sizes = [other.size() for other in benchmark.all]
+        size = ", ".join(
+            f"{key}={figures.human(value, key)}"
+            for key, value in row.size().items()
+            if key == benchmark.x or any(other.get(key) != value for other in sizes)
+        )
         peers = sorted(benchmark.peers(row), key=lambda peer: peer[1])
         against = "<br>".join(
             f"{rows.format_times(ratio)} {palette.provider_name(provider)}".replace(" ", "\u00a0")

@@ -618,6 +618,20 @@ def test_the_results_list_every_gpu_that_was_recorded(repository):
         assert "1.0×" not in table  # Triton is no peer of itself
 
 
+def test_a_result_says_what_its_rows_do_not_share(repository):
+    made = recording(repository.script)
+    for row in made["benchmarks"][0]["rows"]:
+        row |= {"heads": 16, "batch": row["n"] % 2 + 7}
+    repository.write(made)
+    site, _ = repository.site()
+    table = site.fill(site.context("results/")["results"](), "html")
+    assert ">n=1,823, batch=8<" in table and ">n=1k, batch=7<" in table and "heads" not in table
+    made["benchmarks"][0]["rows"] = made["benchmarks"][0]["rows"][:2]
+    repository.write(made)
+    site, _ = repository.site()
+    assert ">n=1k<" in site.fill(site.context("results/")["results"](), "html")  # one row, one size
+
+
 def test_the_suite_on_the_gpu_is_shown(repository):
     found = {"passed": 1234, "failed": 0, "skipped": 5, "seconds": 67.8, "code_sha256": "old"}
     found |= {"environment": recording(repository.script)["environment"]}
