@@ -373,8 +373,8 @@ def flash_decoding(
         block_table: int32 `(B, n)`: sequence `b` has token `t` in page `block_table[b, t //
             page_size]`. Entries of pages in use are trusted to exist, others are never looked at.
         scale: Factor of the scores, positive; `D ** -0.5` if None.
-        n_splits: In how many parts each sequence is divided, 1 to 128; if None, what is best where
-            lengths are alike. More are better where few fill the capacity.
+        n_splits: In how many parts each sequence is divided, 1 to 128; if None, planned for
+            lengths that are alike. More are better where few fill the capacity.
 
     Returns:
         A contiguous tensor like `q`; 0 for a sequence without tokens.
