@@ -541,8 +541,7 @@ def bench(measure):
     from torch.nn.attention.varlen import varlen_attn
 
     torch._dynamo.config.recompile_limit = 64
-    tuned = partial(torch.compile, mode="max-autotune-no-cudagraphs", dynamic=False)
-    compiled, compiled_mask = tuned(flex_attention), tuned(create_block_mask)
+    tuned = torch.compile(flex_attention, mode="max-autotune-no-cudagraphs", dynamic=False)
     new = partial(torch.randn, device="cuda", dtype=torch.bfloat16, requires_grad=True)
 
     def packed(lengths, kv_heads=8):
@@ -577,12 +576,12 @@ def bench(measure):
         of = torch.repeat_interleave(torch.tensor(lengths, device="cuda"))
         reach, n = window if window >= 0 else sum(lengths), sum(lengths)
         seen = lambda b, h, i, j: (of[i] == of[j]) & (i >= j) & (i - j <= reach)  # noqa: E731
-        return compiled_mask(seen, None, None, n, n)
+        return create_block_mask(seen, None, None, n, n)
 
     def flex(lengths, window=-1, softcap=0.0):
         mask = block_mask(lengths, window)
         cap = (lambda s, *at: softcap * torch.tanh(s / softcap)) if softcap else None
-        attend = partial(compiled, score_mod=cap, block_mask=mask, enable_gqa=True)
+        attend = partial(tuned, score_mod=cap, block_mask=mask, enable_gqa=True)
         return lambda *x: attend(*(y.transpose(0, 1)[None] for y in x)), packed(lengths)[1]
 
     gradient = lambda attend, x, do: torch.autograd.grad(attend(*x), x[:3], do)  # noqa: E731
