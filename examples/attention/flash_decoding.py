@@ -22,13 +22,9 @@
 # | two products, $4 \cdot 32 \cdot 8192 \cdot 128$ | 134 MFLOP | {{ (4 * 32 * 8192 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) | ms }} at the library's best matrix rate |
 #
 # {{ claim(read.ms > 20 * 4 * 32 * 8192 * 128 / matmul_tflops("bfloat16", 8192) * 1e-9) }}
-# A number of the cache is 2 bytes, and takes part in one multiply-add for each of the $G = 4$ heads
-# that share it. The [arithmetic intensity](../glossary.md#arithmetic-intensity) is $G$ operations a
-# byte at any length; the [roofline](../foundations/memory_hierarchy.py) bends near
+# A number of the cache is 2 bytes, and takes part in one multiply-add for each of the $G = 4$ heads that share it. The [arithmetic intensity](../glossary.md#arithmetic-intensity) is $G$ operations a byte at any length; the [roofline](../foundations/memory_hierarchy.py) bends near
 # {{ (matmul_tflops("bfloat16", 8192) / row("decoding_b64", provider="triton_read", seq_len=32768).tbps) | n(0) }}: FLOPs do not matter. **The floor is the bytes of the cache, read once.** The yardstick is a *read*, not
-# this site's usual copy: half the bytes of a copy are writes, and those of a small copy stay in
-# [L2](../glossary.md#l2). As in [Reductions](../fusion/reductions.py), a kernel that loads as many bytes, and stores one word for
-# each 4,096 that it loads, is timed beside each row.
+# this site's usual copy: half the bytes of a copy are writes, and those of a small copy stay in [L2](../glossary.md#l2). As in [Reductions](../fusion/reductions.py), a kernel that loads as many bytes, and stores one word for each 4,096 that it loads, is timed beside each row.
 
 # %% tags=["copy"]
 import functools
@@ -64,15 +60,7 @@ def flash_decoding_reference(q, k_cache, v_cache, seq_lens, *, block_table=None,
 # %% [markdown]
 # ## Step 1: one program a head
 #
-# With one row of queries there is no matrix product left: a score is a row of $K$ times `q`, summed. The rest is the [online softmax](../glossary.md#online-softmax), in powers of 2. `_keys` says which keys are a program's own, for now (`n_splits = 1`) all of its head's; the log-sum-exp that it stores is for step 2.
-
-# %% tags=["copy"]
-@triton.jit
-def _keys(split, n_splits, seq_len, BLOCK_N: tl.constexpr):
-    """The keys of one of `n_splits` programs: whole blocks, which differ by one at most."""
-    blocks = tl.cdiv(seq_len, BLOCK_N)
-    start = blocks * split // n_splits * BLOCK_N
-    return start, tl.minimum(blocks * (split + 1) // n_splits * BLOCK_N, seq_len)
+# With one row of queries there is no matrix product left: a score is a row of $K$ times `q`, summed. The rest is the [online softmax](../glossary.md#online-softmax), in powers of 2. A program's keys go from `start` to `stop`, for now (`n_splits = 1`) all of its head's; the log-sum-exp that it stores is for step 2.
 
 # %%
 @triton.jit
@@ -81,7 +69,10 @@ def first_decoding_kernel(
     scale_log2, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     head, split, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    start, stop = _keys(split, n_splits, tl.load(seq_lens_ptr + b), BLOCK_N)
+    seq_len = tl.load(seq_lens_ptr + b)
+    blocks = tl.cdiv(seq_len, BLOCK_N)
+    start = blocks * split // n_splits * BLOCK_N
+    stop = tl.minimum(blocks * (split + 1) // n_splits * BLOCK_N, seq_len)
     offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, HEAD_DIM)
     row = b * n_heads + head
     q = tl.load(q_ptr + row * HEAD_DIM + offs_d).to(tl.float32) * scale_log2
@@ -102,7 +93,7 @@ def first_decoding_kernel(
         row_max = new_max
     # no keys at all: 0 / 1, with weight 0
     row_sum = tl.where(row_sum > 0, row_sum, 1.0)
-    part = row * n_splits + split
+    part = (b * n_splits + split) * n_heads + head
     tl.store(lse_ptr + part, row_max + tl.log2(row_sum))
     out = (acc / row_sum).to(part_ptr.dtype.element_ty)
     tl.store(part_ptr + part * HEAD_DIM + offs_d, out)
@@ -121,9 +112,7 @@ def first_decoding_kernel(
 # O = \frac{\sum_i 2^{m_i - m} \, \mathit{acc}_i}{\sum_i 2^{m_i - m} \, l_i} .
 # $$
 #
-# A part need not leave all three. Let it finish its own softmax, $O_i = \mathit{acc}_i / l_i$, and
-# leave that and its [log-sum-exp](../glossary.md#log-sum-exp) $L_i = m_i + \log_2 l_i$. Since $2^{m_i} l_i = 2^{L_i}$ and
-# $2^{m_i} \mathit{acc}_i = 2^{L_i} O_i$, the whole is
+# A part need not leave all three. Let it finish its own softmax, $O_i = \mathit{acc}_i / l_i$, and leave that and its [log-sum-exp](../glossary.md#log-sum-exp) $L_i = m_i + \log_2 l_i$. Since $2^{m_i} l_i = 2^{L_i}$ and $2^{m_i} \mathit{acc}_i = 2^{L_i} O_i$, the whole is
 #
 # $$
 # O = \sum_i w_i O_i, \qquad w_i = \frac{2^{L_i - m}}{\sum_j 2^{L_j - m}} :
@@ -132,8 +121,7 @@ def first_decoding_kernel(
 # **merging is a softmax over parts**, now with $m = \max_i L_i$. It is exact, and parts may be of
 # any size. A part without keys has $L_i = -\infty$ and the weight 0.
 #
-# Pen and paper, with the six keys of [Flash attention](flash_attention.py#a-softmax-that-never-sees-the-whole-row),
-# whose answer was 3. Which of the three parts weighs most?
+# Pen and paper, with the six keys of [Flash attention](flash_attention.py#a-softmax-that-never-sees-the-whole-row), whose answer was 3. Which of the three parts weighs most?
 
 # %%
 def merge_by_hand(parts) -> float:
@@ -156,168 +144,200 @@ if __name__ == "__main__":
 #
 # {{ diagram("flash_decoding_split") }}
 #
-# A second kernel merges, with a program for each row of the output; one tile holds all parts of the
-# row. `gdc_wait` is for step 5.
+# A second kernel merges, with a program for each row of the output. `_merge` takes `PARTS` parts
+# at a time, and where there are more corrects what it has to the new maximum: online softmax again.
 
 # %% tags=["copy"]
-# one compiled kernel for any number of parts
-@triton.jit(do_not_specialize=["n_splits"])
-def merge_kernel(
-    part_ptr, lse_ptr, out_ptr, n_splits,
-    HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """One row of the output from its `n_splits` parts; `SPLITS` is a power of 2 that holds them."""
-    if EARLY:
-        gdc_wait()
-    row = tl.program_id(0).to(tl.int64)
-    offs_s, offs_d = tl.arange(0, SPLITS), tl.arange(0, HEAD_DIM)
-    parts, mask = row * n_splits + offs_s, offs_s < n_splits
-    lse = tl.load(lse_ptr + parts, mask=mask, other=-float("inf"))
-    part_ptrs = part_ptr + parts[:, None] * HEAD_DIM + offs_d[None, :]
-    part = tl.load(part_ptrs, mask=mask[:, None], other=0.0)  # [SPLITS, HEAD_DIM]
+@triton.jit
+def _merge(
+    part_ptr, lse_ptr, head, n_heads, first, stop, HEAD_DIM: tl.constexpr, PARTS: tl.constexpr
+):
+    """A row of the output from its parts `first` to `stop - 1`, `PARTS` at a time."""
+    offs_p, offs_d = tl.arange(0, PARTS), tl.arange(0, HEAD_DIM)
+    acc = tl.zeros([HEAD_DIM], tl.float32)
     # finite, since -inf - -inf is NaN: all parts of an empty sequence
-    top = tl.maximum(tl.max(lse, axis=0), -1e30)
-    weight = tl.exp2(lse - top)
-    total = tl.sum(weight, axis=0)
-    out = tl.sum(part * weight[:, None], axis=0) / tl.where(total > 0, total, 1.0)
-    tl.store(out_ptr + row * HEAD_DIM + offs_d, out.to(out_ptr.dtype.element_ty))
+    top, total = -1e30, 0.0
+    for start in range(first, stop, PARTS):
+        mask = start + offs_p < stop
+        rows = (start + offs_p) * n_heads + head
+        lse = tl.load(lse_ptr + rows, mask=mask, other=-float("inf"))
+        part_ptrs = part_ptr + rows[:, None] * HEAD_DIM + offs_d[None, :]
+        part = tl.load(part_ptrs, mask=mask[:, None], other=0.0)  # [PARTS, HEAD_DIM]
+        new_top = tl.maximum(top, tl.max(lse, axis=0))
+        alpha, weight = tl.exp2(top - new_top), tl.exp2(lse - new_top)
+        total = total * alpha + tl.sum(weight, axis=0)
+        acc = acc * alpha + tl.sum(part * weight[:, None], axis=0)
+        top = new_top
+    return acc / tl.where(total > 0, total, 1.0)
 
 # %%
+@triton.jit
+def first_merge_kernel(
+    part_ptr, lse_ptr, out_ptr, n_heads, n_splits, HEAD_DIM: tl.constexpr, PARTS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    b, head = row // n_heads, row % n_heads
+    first, stop = b * n_splits, (b + 1) * n_splits
+    out = _merge(part_ptr, lse_ptr, head, n_heads, first, stop, HEAD_DIM, PARTS)
+    tl.store(out_ptr + row * HEAD_DIM + tl.arange(0, HEAD_DIM), out.to(out_ptr.dtype.element_ty))
+
 def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
     """Launches `first_decoding_kernel`, and the merge; all contiguous, cache unpaged."""
     (batch, n_heads, head_dim), (capacity, n_kv_heads) = q.shape, k_cache.shape[1:3]
-    out, lse = torch.empty_like(q), q.new_empty(batch, n_heads, n_splits, dtype=torch.float32)
+    out, lse = torch.empty_like(q), q.new_empty(batch, n_splits, n_heads, dtype=torch.float32)
     part = out if n_splits == 1 else lse.new_empty(*lse.shape, head_dim)
     first_decoding_kernel[(n_heads, n_splits, batch)](
         q, k_cache, v_cache, part, lse, seq_lens, n_heads, n_kv_heads, capacity, n_splits,
         head_dim**-0.5 * math.log2(math.e), HEAD_DIM=head_dim, BLOCK_N=4096 // head_dim,
     )  # fmt: skip
     if n_splits > 1:
-        size = {"HEAD_DIM": head_dim, "SPLITS": triton.next_power_of_2(n_splits)}
-        merge_kernel[(batch * n_heads,)](part, lse, out, n_splits, **size, EARLY=False)
+        first_merge_kernel[(batch * n_heads,)](part, lse, out, n_heads, n_splits, head_dim, 64)
     return out
 
 # %% [markdown]
 # ## Step 3: heads that share keys share a tile
 #
-# Let one program serve the four heads of a group: their queries become the rows of one tile, and
-# keys and values are loaded once for all. With rows there is a product again, for [tensor cores](../glossary.md#tensor-core). Their
-# smallest product has 16 rows, so 12 of 16 are zeros. That wastes arithmetic, of which there is
-# plenty, and no bytes.
+# Let one program serve the four heads of a group: their queries become the rows of one tile, and keys and values are loaded once for all. With rows there is a product again, for [tensor cores](../glossary.md#tensor-core). Their smallest product has 16 rows, so 12 of 16 are zeros. That wastes arithmetic, of which there is plenty, and no bytes.
 #
 # {{ diagram("flash_decoding_group") }}
 #
 # ## Step 4: follow the table
 #
-# A server does not know how long its sequences will become. It cuts the cache into *pages* of 16 or
-# 64 tokens, hands them out as sequences grow, and notes in a **block table** which page holds which
-# tokens: entry `t // PAGE_SIZE` of a sequence's row, for its token `t`
-# ([PagedAttention](https://arxiv.org/abs/2309.06180), 2023).
+# A server does not know how long its sequences will become. It cuts the cache into *pages* of 16 or 64 tokens, hands them out as sequences grow, and notes in a **block table** which page holds which tokens: entry `t // PAGE_SIZE` of a sequence's row, for its token `t` ([PagedAttention](https://arxiv.org/abs/2309.06180), 2023).
 #
 # {{ diagram("flash_decoding_pages") }}
 #
 # In the kernel that is one more load: from a block's keys to their pages, and so to their places.
 # A cache without pages needs no table: sequence `b` is page `b`.
 
+# ## Step 5: equal shares
+#
+# How many parts should a sequence have? Step 2 gave each the same number. But a server's batch is [ragged](gqa_varlen.py): 256 to 4,096 tokens, say. The programs of short sequences end early, and those of the longest run on with the chip almost idle. Long sequences need more parts; but to hand them out the host must know `seq_lens`, which lie on the GPU, and would have to wait for it.
+#
+# So programs find out by themselves. Lay the blocks of keys of all sequences in a row, $S$ in all, and cut it into $J$ **shares**, equal but for one block: share $j$ goes from block $\lfloor jS/J \rfloor$ to block $\lfloor (j+1)S/J \rfloor$. It may begin within one sequence and end within another:{{ diagram("flash_decoding_shares") }}
+#
+# Each program reads all lengths, a few hundred bytes, and adds them up: `tl.cumsum` gives [running sums](../fusion/reductions.py#scans-every-partial-result), here where each sequence's blocks end. It skips the sequences that end before its share begins, and from there walks from one to the next until the share is done.
+#
+# What it leaves of sequence $b$ is part $j + b$ of each head. From stop to stop of the walk, and from share to share, $j$ or $b$ grows: no number is used twice, and $J$ plus the batch is room enough. Parts of one sequence are neighbours; the [merge](#step-6-who-waits) gets their numbers from the same sums. A sequence that one share holds whole goes straight to `out`.
+#
+# **How many shares?** Four of these programs fit an [SM](../glossary.md#sm) and keep its share of the memory busy; $4 \cdot {{ env.sms }}$ run at once. `_shares` takes so many or a little less, a multiple of the batch: then equal sequences are all cut alike. It looks at shapes alone, never at lengths. So the host does not wait, and the same input gives the same bits on the same GPU ([determinism](../glossary.md#determinism)).
+
 # %% tags=["copy"]
-@triton.jit(do_not_specialize=["n_splits", "capacity", "stride_table"])
+@triton.jit
+def _blocks(seq_lens_ptr, offs_b, batch, capacity, BLOCK_N: tl.constexpr):
+    """How many blocks of keys the sequences `offs_b` have; 0 past the batch."""
+    seq_lens = tl.load(seq_lens_ptr + offs_b, mask=offs_b < batch, other=0)
+    return tl.cdiv(tl.minimum(tl.maximum(seq_lens, 0), capacity), BLOCK_N)
+
+@triton.jit(do_not_specialize=["batch", "n_shares", "capacity", "stride_table"])
 def flash_decoding_kernel(
-    q_ptr, k_ptr, v_ptr, part_ptr, lse_ptr, seq_lens_ptr, table_ptr, n_kv_heads, n_splits, capacity,
-    scale_log2, stride_qb, stride_qh, stride_page, stride_token, stride_head, stride_table,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EARLY: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, lse_ptr, seq_lens_ptr, table_ptr, batch, n_kv_heads,
+    n_shares, capacity, scale_log2, stride_qb, stride_qh, stride_page, stride_token, stride_head,
+    stride_table, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    BATCH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Attention of `GROUP` heads over one part of their keys: output and log-sum-exp to base 2.
+    """Attention of `GROUP` heads over one share of all keys; log-sum-exp to base 2.
 
     `PAGE_SIZE` is 0 for a cache without a table, where page `b` is sequence `b`; `scale_log2` is
-    the factor of the scores times log2(e).
+    the factor of the scores times log2(e); `BATCH` is a power of 2 that holds `batch`.
     """
     if EARLY:
         gdc_launch_dependents()
-    pid = tl.program_id(0)
-    split = pid // n_kv_heads % n_splits
+    share = tl.program_id(0) // n_kv_heads
     # int64: a cache may have more than 2**31 elements
-    head, b = (pid % n_kv_heads).to(tl.int64), (pid // n_kv_heads // n_splits).to(tl.int64)
-    seq_len = tl.minimum(tl.load(seq_lens_ptr + b), capacity)
-    start, stop = _keys(split, n_splits, seq_len, BLOCK_N)
+    head = (tl.program_id(0) % n_kv_heads).to(tl.int64)
+    blocks = _blocks(seq_lens_ptr, tl.arange(0, BATCH), batch, capacity, BLOCK_N)
+    ends, total = tl.cumsum(blocks, axis=0), tl.sum(blocks, axis=0)
+    # total * share // n_shares, which might not fit 32 bits
+    each, rest = total // n_shares, total % n_shares
+    first = each * share + rest * share // n_shares
+    last = each * (share + 1) + rest * (share + 1) // n_shares
+    b = tl.sum((ends <= first).to(tl.int64), axis=0)
+    before = tl.max(tl.where(ends <= first, ends, 0), axis=0)  # blocks of sequences before b
     offs_m, offs_n, offs_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, HEAD_DIM)
     mask_m = (offs_m < GROUP)[:, None]
     rows = (head * GROUP + offs_m)[:, None]
-    q_ptrs = q_ptr + b * stride_qb + rows * stride_qh + offs_d[None, :]
-    q = tl.load(q_ptrs, mask=mask_m, other=0.0)  # [BLOCK_M, HEAD_DIM]
-    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-    row_max = tl.full([BLOCK_M], -float("inf"), tl.float32)
-    row_sum = tl.zeros([BLOCK_M], tl.float32)
-    for start_n in range(start, stop, BLOCK_N):
-        keys = (start_n + offs_n).to(tl.int64)
-        seen = keys < stop
-        if PAGE_SIZE == 0:
-            places = b * stride_page + keys * stride_token
+    while before < last:
+        seq_len = tl.minimum(tl.maximum(tl.load(seq_lens_ptr + b), 0), capacity)
+        after = before + tl.cdiv(seq_len, BLOCK_N)
+        start = tl.maximum(first - before, 0) * BLOCK_N
+        stop = tl.minimum((tl.minimum(last, after) - before) * BLOCK_N, seq_len)
+        q_ptrs = q_ptr + b * stride_qb + rows * stride_qh + offs_d[None, :]
+        q = tl.load(q_ptrs, mask=mask_m, other=0.0)  # [BLOCK_M, HEAD_DIM]
+        acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+        row_max = tl.full([BLOCK_M], -float("inf"), tl.float32)
+        row_sum = tl.zeros([BLOCK_M], tl.float32)
+        for start_n in range(start, stop, BLOCK_N):
+            keys = (start_n + offs_n).to(tl.int64)
+            seen = keys < stop
+            if PAGE_SIZE == 0:
+                places = b * stride_page + keys * stride_token
+            else:
+                table_ptrs = table_ptr + b * stride_table + keys // PAGE_SIZE
+                pages = tl.load(table_ptrs, mask=seen, other=0).to(tl.int64)
+                places = pages * stride_page + keys % PAGE_SIZE * stride_token
+            offs = head * stride_head + places[:, None] + offs_d[None, :]  # [BLOCK_N, HEAD_DIM]
+            k = tl.load(k_ptr + offs, mask=seen[:, None], other=0.0)
+            s = tl.dot(q, k.T) * scale_log2
+            s = tl.where(seen[None, :], s, -float("inf"))
+            new_max = tl.maximum(row_max, tl.max(s, axis=1))
+            alpha = tl.exp2(row_max - new_max)
+            p = tl.exp2(s - new_max[:, None])
+            row_sum = row_sum * alpha + tl.sum(p, axis=1)
+            # 0 beyond the end: whatever lies there, were it NaN, times a weight of 0
+            v = tl.load(v_ptr + offs, mask=seen[:, None], other=0.0)
+            acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
+            row_max = new_max
+        row_sum = tl.where(row_sum > 0, row_sum, 1.0)  # no keys at all: 0 / 1
+        out = acc / row_sum[:, None]
+        if (first <= before) & (after <= last):
+            places = (b * n_kv_heads * GROUP + rows) * HEAD_DIM + offs_d[None, :]
+            tl.store(out_ptr + places, out.to(out_ptr.dtype.element_ty), mask=mask_m)
         else:
-            table_ptrs = table_ptr + b * stride_table + keys // PAGE_SIZE
-            pages = tl.load(table_ptrs, mask=seen, other=0).to(tl.int64)
-            places = pages * stride_page + keys % PAGE_SIZE * stride_token
-        offs = head * stride_head + places[:, None] + offs_d[None, :]  # [BLOCK_N, HEAD_DIM]
-        k = tl.load(k_ptr + offs, mask=seen[:, None], other=0.0)
-        s = tl.dot(q, k.T) * scale_log2
-        s = tl.where(seen[None, :], s, -float("inf"))
-        new_max = tl.maximum(row_max, tl.max(s, axis=1))
-        alpha = tl.exp2(row_max - new_max)
-        p = tl.exp2(s - new_max[:, None])
-        row_sum = row_sum * alpha + tl.sum(p, axis=1)
-        # 0 beyond the end: whatever lies there, were it NaN, times a weight of 0
-        v = tl.load(v_ptr + offs, mask=seen[:, None], other=0.0)
-        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
-        row_max = new_max
-    row_sum = tl.where(row_sum > 0, row_sum, 1.0)
-    parts = (b * n_kv_heads * GROUP + rows) * n_splits + split  # [BLOCK_M, 1]
-    tl.store(lse_ptr + parts, (row_max + tl.log2(row_sum))[:, None], mask=mask_m)
-    out = (acc / row_sum[:, None]).to(part_ptr.dtype.element_ty)
-    tl.store(part_ptr + parts * HEAD_DIM + offs_d[None, :], out, mask=mask_m)
+            parts = (share + b) * n_kv_heads * GROUP + rows  # [BLOCK_M, 1]
+            tl.store(lse_ptr + parts, (row_max + tl.log2(row_sum))[:, None], mask=mask_m)
+            tl.store(part_ptr + parts * HEAD_DIM + offs_d[None, :], out, mask=mask_m)
+        before = after
+        b += 1
 
 # %% [markdown]
-# While a block is used the next ones are loaded ([pipelining](../glossary.md#pipelining)). With a table two loads follow each other, the page's number and then its keys, and the compiler spreads
-# its three stages over both. It keeps a buffer for one block of keys, two without a table, so less is under way in a program. But each takes less [shared memory](../glossary.md#shared-memory), so where programs are many more of them fit an [SM](../glossary.md#sm).
+# While a block is used the next ones are loaded ([pipelining](../glossary.md#pipelining)). With a table two loads follow each other, the page's number and then its keys, and the compiler spreads its stages over both: of three stages one block of keys is left, of more [shared memory](../glossary.md#shared-memory) would be needed. So blocks are larger there.
 #
-# ## Step 5: how many parts, and who waits
+# ## Step 6: who waits
 #
-# **How many.** Two of these programs keep an SM's share of the memory busy; $2 \cdot {{ env.sms }}$ are a
-# [wave](../glossary.md#wave). Count time in blocks of keys: a program takes its blocks and about two more, to begin
-# and to end. Divide each of $P$ pairs of sequence and KV head in $n$ parts, and there are
-# $w = P n / \text{wave}$ waves, but one at least. Where there are more than one, the last programs
-# run with too few beside them, for half a program's time on average ($[w > 1]$ is 1 then, else 0):
+# The merge is launched behind the parts and starts once the last has ended, so the chip idles in between. On [Hopper](../glossary.md#hopper) and later a kernel may be launched *early*, if the one before allows it (`gdc_launch_dependents`): its programs begin while the first kernel still runs, add up the lengths, and wait in `gdc_wait` until that has ended and all that it wrote is visible.
 #
-# $$
-# \text{time} \approx
-# \bigl(w + \tfrac12 [w > 1]\bigr) \, \bigl(\lceil \text{blocks} / n \rceil + 2\bigr) ,
-# $$
-#
-# and `_splits` takes the best $n$, 128 at most. For one sequence of 8,192 tokens with 8 KV heads,
-# $P = 8$, it is 32, for eight such sequences 4: either way 256 programs, nearly a wave of 264.
-#
-# A part has 128 blocks at most, where 128 parts are enough for that, so that one long sequence among short ones is divided too. `_splits` looks at shapes alone, never at `seq_lens`: to read lengths, the host would have to wait for the GPU. And where a sum is divided decides how it rounds: the same shapes give the same division on the same GPU, so the same bits ([determinism](../glossary.md#determinism)).
-#
-# **Who waits.** The merge is launched behind the parts and starts once the last has ended, so the chip idles in between. On [Hopper](../glossary.md#hopper) and later a kernel may be launched *early*, if the one before allows it (`gdc_launch_dependents`): its programs begin while the first kernel still runs, and wait in `gdc_wait` until that has ended and all that it wrote is visible.
-#
-# **One launch?** The last program to arrive could merge, in a fixed order, as in [Reductions](../fusion/reductions.py#everything-two-stages-in-one-launch-or-atomics). But the count that tells who is last must start at 0. To zero it in each call is a second launch
-# again; to keep it between calls fails where two streams use it at once. Adding parts up with [atomics](../glossary.md#atomic-operation) would need the maximum beforehand, and has no fixed order.
+# **One launch?** The last program to arrive could merge, in a fixed order, as in [Reductions](../fusion/reductions.py#everything-two-stages-in-one-launch-or-atomics). But the count that tells who is last must start at 0. To zero it in each call is a second launch again; to keep it between calls fails where two streams use it at once. Adding parts up with [atomics](../glossary.md#atomic-operation) would need the maximum beforehand, and has no fixed order.
 
 # %% tags=["copy"]
-# head_dim: BLOCK_N, num_warps, num_stages without a table and with one
-TILES = {64: (64, 2, 4, 5), 128: (64, 2, 3, 3), 256: (64, 4, 2, 2)}
-# programs that keep an SM busy, blocks that a program's start is worth, blocks and parts at most
-PER_SM, START, MOST_BLOCKS, MOST_SPLITS = 2, 2, 128, 128
+@triton.jit(do_not_specialize=["batch", "n_shares", "capacity"])
+def merge_kernel(
+    part_ptr, lse_ptr, out_ptr, seq_lens_ptr, batch, n_heads, n_shares, capacity,
+    HEAD_DIM: tl.constexpr, BATCH: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """One row of the output, unless one share held its sequence whole."""
+    row = tl.program_id(0).to(tl.int64)
+    b, head = row // n_heads, row % n_heads
+    offs_b = tl.arange(0, BATCH)
+    blocks = _blocks(seq_lens_ptr, offs_b, batch, capacity, BLOCK_N).to(tl.int64)
+    total = tl.maximum(tl.sum(blocks, axis=0), 1)
+    before = tl.sum(tl.where(offs_b < b, blocks, 0), axis=0)
+    after = tl.sum(tl.where(offs_b <= b, blocks, 0), axis=0)
+    # block i is in share ((i + 1) * n_shares - 1) // total
+    first = ((before + 1) * n_shares - 1) // total
+    stop = tl.where(after > before, (after * n_shares - 1) // total + 1, first)
+    if EARLY:
+        gdc_wait()
+    if stop != first + 1:
+        out = _merge(part_ptr, lse_ptr, head, n_heads, first + b, stop + b, HEAD_DIM, PARTS)
+        out_ptrs = out_ptr + row * HEAD_DIM + tl.arange(0, HEAD_DIM)
+        tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty))
 
-@functools.lru_cache(maxsize=1024)
-def _splits(pairs: int, blocks: int, sms: int) -> int:
-    """Parts for each pair of sequence and KV head; the same for the same shapes and GPU."""
-
-    def time(n):
-        waves = max(1.0, pairs * n / (sms * PER_SM))
-        return (waves + (waves > 1) / 2) * (math.ceil(blocks / n) + START)
-
-    least, most = (min(max(n, 1), MOST_SPLITS) for n in (math.ceil(blocks / MOST_BLOCKS), blocks))
-    return min(range(least, most + 1), key=time)
+# BLOCK_N, num_warps, num_stages by head_dim: without a table, with one
+TILES = {64: ((64, 2, 3), (64, 2, 5)), 128: ((32, 2, 3), (64, 2, 3)), 256: ((32, 2, 2),) * 2}
+# programs that keep an SM busy; parts of a sequence, and sequences, at most
+PER_SM, MOST_PARTS, MOST_SEQUENCES = 4, 64, 4096
 
 @functools.lru_cache
 def _facts(device: torch.device) -> tuple[int, bool]:
@@ -327,44 +347,49 @@ def _facts(device: torch.device) -> tuple[int, bool]:
     facts = torch.cuda.get_device_properties(device)
     return facts.multi_processor_count, facts.major >= 9 and torch.version.hip is None
 
-def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits=None, early=True) -> None:
-    """Writes `out`, contiguous and of the shape of `q`; chooses the number of parts if None."""
+def _shares(batch: int, n_kv_heads: int, blocks: int, sms: int) -> int:
+    """In how many shares all keys are cut: a multiple of the batch, whatever the lengths."""
+    return batch * max(1, min(PER_SM * sms // (n_kv_heads * batch), blocks, MOST_PARTS))
+
+def _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_shares=None, early=True) -> None:
+    """Writes `out`, contiguous and of the shape of `q`; chooses the number of shares if None."""
     (batch, n_heads, head_dim), (_, page_size, n_kv_heads, _) = q.shape, k_cache.shape
-    block_n, num_warps, *stages = TILES[head_dim]
+    block_n, num_warps, num_stages = TILES[head_dim][table is not None]
     capacity = page_size if table is None else table.shape[1] * page_size
-    pairs, group, (sms, can) = batch * n_kv_heads, n_heads // n_kv_heads, _facts(q.device)
+    group, (sms, early_too) = n_heads // n_kv_heads, _facts(q.device)
     block_m = max(16, 1 << (group - 1).bit_length())
-    n_splits = n_splits or _splits(pairs, math.ceil(capacity / block_n), sms)
-    early = early and can and n_splits > 1
-    part, lse = out, torch.empty(n_heads * batch * n_splits, dtype=torch.float32, device=q.device)
-    if n_splits > 1:
-        part = torch.empty((*lse.shape, head_dim), dtype=torch.float32, device=q.device)
-    flash_decoding_kernel[(pairs * n_splits,)](
-        q, k_cache, v_cache, part, lse, seq_lens, table, n_kv_heads, n_splits, capacity,
+    n_shares = n_shares or _shares(batch, n_kv_heads, -(-capacity // block_n), sms)
+    size = {"HEAD_DIM": head_dim, "BATCH": 1 << (batch - 1).bit_length(), "BLOCK_N": block_n}
+    size["EARLY"] = early = early and early_too
+    lse = torch.empty(batch + n_shares, n_heads, dtype=torch.float32, device=q.device)
+    part = lse.new_empty(*lse.shape, head_dim)
+    flash_decoding_kernel[(n_shares * n_kv_heads,)](
+        q, k_cache, v_cache, out, part, lse, seq_lens, table, batch, n_kv_heads, n_shares, capacity,
         scale * math.log2(math.e), *q.stride()[:2], *k_cache.stride()[:3],
-        0 if table is None else table.stride(0), GROUP=group, HEAD_DIM=head_dim,
-        PAGE_SIZE=0 if table is None else page_size, BLOCK_N=block_n, BLOCK_M=block_m, EARLY=early,
-        # 64 rows spill in two warps
-        num_warps=max(num_warps, block_m // 16), num_stages=stages[table is not None],
+        0 if table is None else table.stride(0), GROUP=group,
+        PAGE_SIZE=0 if table is None else page_size, BLOCK_M=block_m, **size,
+        # more rows, or wider, would spill in two warps
+        num_warps=max(num_warps, block_m // 16, block_m * head_dim // 2048), num_stages=num_stages,
     )  # fmt: skip
-    if n_splits > 1:
-        size = {"HEAD_DIM": head_dim, "SPLITS": 1 << (n_splits - 1).bit_length()}
-        options = {"launch_pdl": True} if early else {}
-        merge_kernel[(batch * n_heads,)](part, lse, out, n_splits, **size, EARLY=early, **options)
+    # tiles for twice as many parts as a sequence has on average
+    parts = min(MOST_PARTS, max(16, 1 << (2 * n_shares // batch - 1).bit_length()))
+    merge_kernel[(batch * n_heads,)](
+        part, lse, out, seq_lens, batch, n_heads, n_shares, capacity, PARTS=parts, **size,
+        num_warps=parts // 16, **({"launch_pdl": True} if early else {}),
+    )  # fmt: skip
 
 def flash_decoding(
     q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, seq_lens: torch.Tensor, *,
     block_table: torch.Tensor | None = None, scale: float | None = None,
-    n_splits: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Attention of one token a sequence over its KV cache: `softmax(scale * q @ k.T) @ v`.
 
     Forward only. Sums and softmax are float32, weights are rounded to the dtype of the values. The
-    same shapes give the same bits. Nothing waits for the GPU: the call may be captured in a CUDA
+    same inputs give the same bits. Nothing waits for the GPU: the call may be captured in a CUDA
     graph, and `seq_lens`, table and cache may change between replays.
 
     Args:
-        q: Queries `(B, H, D)`, float16 or bfloat16, on a GPU; D is 64, 128 or 256.
+        q: Queries `(B, H, D)`, float16 or bfloat16, on a GPU; D is 64, 128 or 256, B at most 4,096.
         k_cache: Keys, `(B, capacity, H_kv, D)`, or with a table `(n_pages, page_size, H_kv, D)`;
             H_kv divides H, at most 64 times. Any strides, but numbers of a row are adjacent.
         v_cache: Values, alike in shape, dtype and strides.
@@ -373,8 +398,6 @@ def flash_decoding(
         block_table: int32 `(B, n)`: sequence `b` has token `t` in page `block_table[b, t //
             page_size]`. Entries of pages in use are trusted to exist, others are never looked at.
         scale: Factor of the scores, positive; `D ** -0.5` if None.
-        n_splits: In how many parts each sequence is divided, 1 to 128; if None, planned for
-            lengths that are alike. More are better where few fill the capacity.
 
     Returns:
         A contiguous tensor like `q`; 0 for a sequence without tokens.
@@ -407,25 +430,25 @@ def flash_decoding(
     if not 1 <= n_kv_heads <= n_heads <= 64 * n_kv_heads or n_heads % n_kv_heads:
         raise ValueError(f"flash_decoding takes 1 to 64 heads a KV head; {n_heads}, {n_kv_heads}")
     rows = batch, len(seq_lens), len(k_cache if block_table is None else block_table)
-    if len({*rows}) != 1:
-        raise ValueError(f"flash_decoding takes one batch; q, lengths, cache or table: {rows}")
-    scale = head_dim**-0.5 if scale is None else scale
-    if not 0 < scale < math.inf or n_splits not in (None, *range(1, MOST_SPLITS + 1)):
-        told = f"a positive, finite scale, 1 to {MOST_SPLITS} parts; got {scale}, {n_splits}"
+    if len({*rows}) != 1 or batch > MOST_SEQUENCES:
+        told = f"one batch, {MOST_SEQUENCES} at most; q, lengths, cache or table: {rows}"
         raise ValueError(f"flash_decoding takes {told}")
+    scale = head_dim**-0.5 if scale is None else scale
+    if not 0 < scale < math.inf:
+        raise ValueError(f"flash_decoding takes a positive, finite scale; got {scale}")
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     if batch:
         # few numbers all, if they must be copied; the cache never is
         q, seq_lens = q if q.stride(2) == 1 else q.contiguous(), seq_lens.contiguous()
         table = None if block_table is None else block_table.contiguous()
         with torch.cuda.device_of(q):
-            _decode(q, k_cache, v_cache, seq_lens, table, scale, out, n_splits)
+            _decode(q, k_cache, v_cache, seq_lens, table, scale, out)
     return out
 
 # %% [markdown]
 # ## Is it right?
 #
-# `check` compares with float64: one token, a block or a page more or less one, primes, none; groups of 1 to 20 heads; pages of 16 to 128 tokens in random order; 1 to 5 parts, or as `_splits` says. What must not be read is [NaN](../glossary.md#poison-and-guard): keys and values past each length, and pages not in use. Table entries past a length point nowhere. Scores grow along the keys, so parts differ in weight. Errors are in percent of the rounding of 16-bit weights and output.
+# `check` compares with float64: one token, a block or a page more or less one, primes, none; groups of 1 to 20 heads; pages of 16 to 128 tokens in random order; 1 to 9 shares, or as `_shares` says. What must not be read is [NaN](../glossary.md#poison-and-guard): keys and values past each length, and pages not in use. Table entries past a length point nowhere. Scores grow along the keys, so parts differ in weight. Errors are in percent of the rounding of 16-bit weights and output.
 
 # %% tags=["fold"]
 def _poisoned(lens, n_heads, n_kv_heads, head_dim, page_size, dtype, device):
@@ -452,33 +475,33 @@ def check(device: str = "cuda") -> None:
     """Compares the kernels with float64; raises AssertionError where they differ."""
     torch.manual_seed(0)
     dtypes = [torch.float16]
-    # lengths, heads, KV heads, D, page size (0: no table), parts
-    cases = [([1, 0, 129], 4, 2, 64, 0, 2), ([127, 200], 8, 2, 128, 16, 2)]
-    cases += [([64, 15, 17], 3, 3, 64, 16, 1), ([48, 199], 2, 1, 128, 24, 5)]
+    # lengths, heads, KV heads, D, page size (0: no table), shares
+    cases = [([1, 0, 129], 4, 2, 64, 0, 2), ([127, 200], 8, 2, 128, 16, 5)]
+    cases += [([64, 15, 17], 3, 3, 64, 16, 1), ([48, 199], 2, 1, 128, 24, 9)]
     cases += [([97], 20, 1, 256, 0, 4)]
     if device == "cuda":
         # the interpreter's bfloat16 product is wrong
         dtypes += [torch.bfloat16]
         cases += [([8191, 0, 4097], 32, 8, 128, 16, None), ([20011], 32, 8, 128, 0, None)]
         cases += [([1023, 64, 65, 63] * 8, 16, 2, 64, 64, None), ([5000], 8, 8, 256, 128, None)]
-    print(f"{'lengths':>22}  heads    D  page parts" + "".join(f"{str(d)[6:]:>10}" for d in dtypes))
-    for lens, n_heads, n_kv_heads, head_dim, page_size, n_splits in cases:
+    print(f"{'lengths':>22}  heads    D  page shares" + "".join(f"{str(d)[6:]:>10}" for d in dtypes))
+    for lens, n_heads, n_kv_heads, head_dim, page_size, n_shares in cases:
         line = f"{', '.join(map(str, lens[:4])):>22} {n_heads:>3}/{n_kv_heads:<2} {head_dim:>4}"
-        line += f"  {page_size or '–':>4} {n_splits or 'auto':>5}"
+        line += f"  {page_size or '–':>4} {n_shares or 'auto':>6}"
         for dtype in dtypes:
             shape = (lens, n_heads, n_kv_heads, head_dim, page_size)
             q, k, v, seq_lens, table = _poisoned(*shape, dtype, device)
             wide = [x.double() for x in (q, k, v)]
             want = flash_decoding_reference(*wide, seq_lens, block_table=table, scale=0.2)
             frame = torch.full((len(lens) + 1, n_heads, head_dim), math.nan).to(q)
-            _decode(q, k, v, seq_lens, table, 0.2, frame[:-1], n_splits)
+            _decode(q, k, v, seq_lens, table, 0.2, frame[:-1], n_shares)
             allowed = torch.finfo(dtype).eps * v.nan_to_num().abs().max().item()
             error = (frame[:-1].double() - want).abs().max().item() / allowed
             line += f"{error:>10.0%}"
             assert error <= 1, f"flash_decoding is off, {dtype}:\n{line}"
             assert frame[-1].isnan().all(), f"written past the end:\n{line}"
             if table is None:
-                got = first_decoding(q, k.contiguous(), v.contiguous(), seq_lens, n_splits or 7)
+                got = first_decoding(q, k.contiguous(), v.contiguous(), seq_lens, n_shares or 7)
                 want = flash_decoding_reference(*wide, seq_lens)
                 error = (got.double() - want).abs().max().item() / allowed
                 assert error <= 1, f"first_decoding is off, {dtype}:\n{line}"
@@ -568,9 +591,8 @@ def bench(measure):
     found = []
     for seq_len in (8192, 32768):
         q, k, v, lens = inputs(1, seq_len)
-        n_splits = _splits(8, seq_len // TILES[128][0], _facts(q.device)[0])
         calls = {"triton_first": partial(first_decoding, q, k, v, lens)}
-        calls["triton_split"] = partial(first_decoding, q, k, v, lens, n_splits)
+        calls["triton_split"] = partial(first_decoding, q, k, v, lens, 32)
         late = partial(_decode, q, k, v, lens, None, 128**-0.5, torch.empty_like(q), early=False)
         calls |= {"triton_grouped": late, "triton": partial(flash_decoding, q, k, v, lens)}
         for size in (16, 64):
@@ -582,10 +604,10 @@ def bench(measure):
     found = []
     for seq_len in (8192, 65536):
         q, k, v, lens = inputs(1, seq_len)
-        for n in (1, 2, 4, 8, 16, 24, 32, 33, 49, 64, 96, 128):
+        for n in (1, 2, 4, 8, 16, 32, 48, 64, 96, 128):
             call = partial(_decode, q, k, v, lens, None, 128**-0.5, torch.empty_like(q), n)
-            found += rows(k, measure({"triton": call}), n_splits=n)
-    yield benchmark("splits", "batch 1, by the number of parts", found, "n_splits")
+            found += rows(k, measure({"triton": call}), n_shares=n)
+    yield benchmark("shares", "batch 1, by the number of shares", found, "n_shares")
     found = []
     for longest, room in ((4096, 4096), (4096, 32768), (32768, 32768)):
         q, k, v, _ = inputs(32, room)
@@ -593,8 +615,9 @@ def bench(measure):
         tokens, lens = lens.sum().item(), lens.cuda()
         mask = (torch.arange(room, device="cuda") < lens[:, None])[:, None, None]
         *pools, table = paged(k, v, 16)
-        ours = partial(flash_decoding, q, k, v, lens)
-        calls = {"triton": ours, "triton_8_parts": partial(ours, n_splits=8)} | read(k, tokens)
+        calls = {"triton": partial(flash_decoding, q, k, v, lens)} | read(k, tokens)
+        alike = torch.full_like(lens, tokens // 32)
+        calls["triton_alike"] = partial(flash_decoding, q, k, v, alike)
         calls["triton_pages_of_16"] = partial(flash_decoding, q, *pools, lens, block_table=table)
         calls |= peers(("cudnn", "efficient"), q, k, v, mask)
         found += rows(k, measure(calls), tokens, longest=longest, room=room)
@@ -667,7 +690,7 @@ def bench(measure):
 #
 # 1. Count bytes first. One token reads its cache once: that is the floor, and FLOPs do not matter.
 # 2. A softmax over parts merges softmaxes: output and log-sum-exp are all that a part must leave.
-# 3. Choose the split from shapes: then the host never waits, and the bits are always the same.
+# 3. What depends on data, here lengths, let the programs work out: the host need not wait.
 #
 # ## Exercises
 #
@@ -683,9 +706,9 @@ def bench(measure):
 #     A sequence may differ in its last bit between a batch of 1 and one of 64. Why? Mend it.
 #
 #     ??? success "Answer"
-#         `n_splits` depends on the batch, and with it where sums are divided. Give each part the
-#         same number of keys whatever the batch: in `_keys` let `split` begin at `split * PART`,
-#         and launch `cdiv(capacity, PART)` parts. Those past the end weigh 0.
+#         Where shares are cut depends on the batch and on all lengths, and a sum rounds by where it
+#         is cut. Cut each sequence every `PART` keys instead, whatever the batch: a program for
+#         each of `cdiv(capacity, PART)` parts; those past the end stop at once.
 #
 # ## Use it in your project
 #
@@ -696,5 +719,4 @@ def bench(measure):
 # out = flash_decoding(q, k_cache, v_cache, seq_lens, block_table=block_table)
 # ```
 #
-# [`flash_decoding`][examples.attention.flash_decoding.flash_decoding] needs torch and triton alone.
-# Servers have such kernels of their own; [Production](../production.md) lists some.
+# [`flash_decoding`][examples.attention.flash_decoding.flash_decoding] needs torch and triton alone. Servers have such kernels of their own; [Production](../production.md) lists some.

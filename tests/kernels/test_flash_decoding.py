@@ -20,7 +20,8 @@ every_dtype = pytest.mark.parametrize(
     "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)], ids=str
 )
 # head_dim, heads for each head of keys, page size
-VARIANTS = [(128, 4, 0), (128, 4, 16), (64, 1, 0), (256, 64, 16)]
+VARIANTS = [(128, 4, 0), (128, 4, 16), (64, 1, 0), (64, 4, 16), (256, 4, 0), (256, 4, 16)]
+VARIANTS += [(256, 64, 16), (128, 64, 0), (64, 64, 16)]
 
 
 def compile_all(variants=VARIANTS) -> list:
@@ -53,23 +54,24 @@ def test_machine_code(compiled, lecture, variant):
     assert decode["spills"] == merge["spills"] == 0
     assert decode["mma"] + decode["wgmma"] > 0 and decode["early"] and merge["early"]
     # keys and values come 16 bytes at once; a table's entries, for which two stages are too few, 4
-    ahead = variant[2] and lecture.TILES[variant[0]][2] > 2
+    _, num_warps, num_stages = lecture.TILES[variant[0]][variant[2] > 0]
+    ahead = variant[2] and num_stages > 2
     assert set(decode["copies"]) == ({"0x10", "0x4"} if ahead else {"0x10"})
-    if variant[1] == 4:  # as many programs on an SM as the number of parts reckons with
+    if variant[1] <= 16:  # as many programs on an SM as the number of shares reckons with
         assert lecture.PER_SM * (decode["shared"] + 1024) <= 228 << 10
-        assert lecture.PER_SM * 128 * decode["registers"] <= 65536
+        assert lecture.PER_SM * num_warps * 32 * -(-decode["registers"] // 8) * 8 <= 65536
 
 
 def agrees(lecture, lens, n_heads, n_kv_heads, head_dim, page_size, device, dtype=torch.float16,
-           n_splits=None, scale=None):  # fmt: skip
+           n_shares=None, scale=None):  # fmt: skip
     """Checks the output against float64; NaN lies wherever nothing may be read."""
     shape = lens, n_heads, n_kv_heads, head_dim, page_size
     q, k, v, seq_lens, table = lecture._poisoned(*shape, dtype, device)
-    if n_splits is None:
+    if n_shares is None:
         got = lecture.flash_decoding(q, k, v, seq_lens, block_table=table, scale=scale)
     else:
         got = torch.full_like(q, math.nan)
-        lecture._decode(q, k, v, seq_lens, table, scale or head_dim**-0.5, got, n_splits)
+        lecture._decode(q, k, v, seq_lens, table, scale or head_dim**-0.5, got, n_shares)
     wide = [x.double() for x in (q, k, v)]
     want = lecture.flash_decoding_reference(*wide, seq_lens, block_table=table, scale=scale)
     allowed = torch.finfo(dtype).eps * v.nan_to_num().abs().max().item()
@@ -82,25 +84,47 @@ def agrees(lecture, lens, n_heads, n_kv_heads, head_dim, page_size, device, dtyp
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_lengths(lecture, device, head_dim, page_size, dtype):
     """One token, a page and a block more or less one, a prime, none."""
-    block = lecture.TILES[head_dim][0]
+    block = lecture.TILES[head_dim][page_size > 0][0]
     lens = [1, 15, 16, 17, block - 1, block, block + 1, 149, 0]
     agrees(lecture, lens, 2, 1, head_dim, page_size, device, dtype)
 
 
-@pytest.mark.parametrize("n_splits", [1, 2, 3, 5, 64])
-def test_any_number_of_parts(lecture, device, n_splits):
-    out = agrees(lecture, [0, 200, 130], 2, 1, 64, 16, device, n_splits=n_splits)
-    assert not out[0].any()
+@pytest.mark.parametrize("page_size", [0, 16])
+@pytest.mark.parametrize("n_shares", [1, 2, 3, 5, 7, 64])
+def test_any_number_of_shares(lecture, device, n_shares, page_size):
+    """Shares that begin or end at a sequence's start, within it, or are empty; empty sequences."""
+    lens = [0, 200, 0, 0, 130, 64, 1, 0]
+    out = agrees(lecture, lens, 2, 1, 64, page_size, device, n_shares=n_shares)
+    assert not out[[0, 2, 3, 7]].any()
+
+
+@pytest.mark.parametrize("n_shares", [1, 3, 40])
+def test_only_what_was_written_is_read(lecture, device, n_shares, monkeypatch):
+    """Memory for parts is handed out full of NaN; not all of it is used."""
+    def full_of_nan(of):
+        def made(*args, **options):
+            x = of(*args, **options)
+            return x.fill_(math.nan) if x.is_floating_point() else x
+
+        return made
+
+    q, k, v, seq_lens, _ = lecture._poisoned([70, 0, 3, 150], 2, 1, 64, 0, torch.float16, device)
+    want = lecture.flash_decoding_reference(*(x.double() for x in (q, k, v)), seq_lens)
+    out = torch.empty_like(q)
+    monkeypatch.setattr(torch, "empty", full_of_nan(torch.empty))
+    monkeypatch.setattr(torch.Tensor, "new_empty", full_of_nan(torch.Tensor.new_empty))
+    lecture._decode(q, k, v, seq_lens, None, 64**-0.5, out, n_shares)
+    torch.testing.assert_close(out.double(), want, atol=4e-3, rtol=0)
 
 
 @settings(max_examples=8, deadline=None)
 @given(
     lens=st.lists(st.integers(0, 200), min_size=1, max_size=3), group=st.integers(1, 33),
     n_kv_heads=st.integers(1, 2), page_size=st.sampled_from([0, 1, 7, 16, 100]),
-    scale=st.floats(0.01, 0.3), n_splits=st.none() | st.integers(1, 4),
+    scale=st.floats(0.01, 0.3), n_shares=st.none() | st.integers(1, 9),
 )  # fmt: skip
-def test_any_batch(lecture, device, lens, group, n_kv_heads, page_size, scale, n_splits):
-    options = {"scale": scale, "n_splits": n_splits}
+def test_any_batch(lecture, device, lens, group, n_kv_heads, page_size, scale, n_shares):
+    options = {"scale": scale, "n_shares": n_shares}
     agrees(lecture, lens, group * n_kv_heads, n_kv_heads, 64, page_size, device, **options)
 
 
@@ -109,16 +133,6 @@ def simple(device, batch=2, capacity=80, heads=4, n_kv_heads=2, head_dim=64):
     q = torch.randn(batch, heads, head_dim, device=device).half()
     k, v = torch.randn(2, batch, capacity, n_kv_heads, head_dim, device=device).half()
     return q, k, v, torch.tensor([capacity, capacity - 9][:batch], dtype=torch.int32, device=device)
-
-
-@pytest.mark.parametrize("n_splits", [None, 1, 5, 128])
-def test_parts_are_as_many_as_asked_for(lecture, device, n_splits, monkeypatch):
-    taken, decode = [], lecture._decode
-    monkeypatch.setattr(lecture, "_decode", lambda *args: taken.append(args[7]) or decode(*args))
-    q, k, v, lens = simple(device)
-    got = lecture.flash_decoding(q, k, v, lens, n_splits=n_splits)
-    assert taken == [n_splits]
-    torch.testing.assert_close(got, lecture.flash_decoding(q, k, v, lens), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("layout", ["q sliced", "one buffer", "heads apart", "table sliced"])
@@ -161,7 +175,7 @@ def test_extreme_scores(lecture, device, level):
     k[..., 0], q[..., 0] = level, 20.0  # a common offset of all scores
     want = lecture.flash_decoding_reference(*(x.double() for x in (q, k, v)), lens)
     got = torch.empty_like(q)
-    lecture._decode(q, k, v, lens, None, 64**-0.5, got, 2)
+    lecture._decode(q, k, v, lens, None, 64**-0.5, got, 3)
     torch.testing.assert_close(got.double(), want, atol=4e-3, rtol=0)
 
 
@@ -169,7 +183,7 @@ def test_nan_is_handed_on(lecture, device):
     q, k, v, lens = simple(device)
     k[0, 3, 1, 5] = math.nan
     out = torch.empty_like(q)
-    lecture._decode(q, k, v, lens, None, 0.125, out, 2)
+    lecture._decode(q, k, v, lens, None, 0.125, out, 3)
     assert out[0, 2:].isnan().all() and not out[0, :2].isnan().any() and not out[1].isnan().any()
 
 
@@ -188,14 +202,17 @@ def test_the_first_kernel(lecture, device, n_splits):
     torch.testing.assert_close(got.double(), want, atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("pairs", [1, 8, 64, 100, 300, 512, 5000])
-@pytest.mark.parametrize("blocks", [0, 1, 16, 100, 128, 2048, 100_000])
-def test_the_number_of_parts(lecture, pairs, blocks):
-    n = lecture._splits(pairs, blocks, 132)
-    assert 1 <= n <= min(max(blocks, 1), lecture.MOST_SPLITS)
-    assert n == lecture.MOST_SPLITS or -(-blocks // n) <= lecture.MOST_BLOCKS
-    if pairs * blocks >= 2 * 132 and n < lecture.MOST_SPLITS:
-        assert pairs * n >= 132  # every SM has work
+@pytest.mark.parametrize("batch", [1, 2, 7, 8, 40, 64, 66, 67, 128, 4096])
+@pytest.mark.parametrize("n_kv_heads", [1, 8, 96])
+@pytest.mark.parametrize("blocks", [0, 1, 16, 128, 100_000])
+def test_the_number_of_shares(lecture, batch, n_kv_heads, blocks):
+    n = lecture._shares(batch, n_kv_heads, blocks, 132)
+    assert n % batch == 0 and batch <= n <= batch * lecture.MOST_PARTS
+    at_once = lecture.PER_SM * 132
+    if n > batch:  # all run at once, and as many as a multiple of the batch allows
+        assert n * n_kv_heads <= at_once and n <= batch * blocks
+        most = batch * min(blocks, lecture.MOST_PARTS)
+        assert n == most or (n + batch) * n_kv_heads > at_once
 
 
 def test_merging_by_hand(lecture, capsys):
@@ -232,8 +249,8 @@ def refusals():
     yield "table's dimensions", ValueError, lambda q, k, v, n: ((q, k, v, n), table(q, 2))
     yield "scale 0", ValueError, lambda q, k, v, n: ((q, k, v, n), {"scale": 0.0})
     yield "scale NaN", ValueError, lambda q, k, v, n: ((q, k, v, n), {"scale": math.nan})
-    yield "no part", ValueError, lambda q, k, v, n: ((q, k, v, n), {"n_splits": 0})
-    yield "too many parts", ValueError, lambda q, k, v, n: ((q, k, v, n), {"n_splits": 129})
+    yield "too many", ValueError, lambda q, k, v, n: (
+        (*(x[:1].expand(4097, *x.shape[1:]) for x in (q, k, v)), n[:1].repeat(4097)), {})  # fmt: skip
     yield "gradient", ValueError, lambda q, k, v, n: ((q.requires_grad_(), k, v, n), {})
 
 
