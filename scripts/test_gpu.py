@@ -10,6 +10,7 @@ Needs torch, triton, pytest and hypothesis, and CUDA's compute-sanitizer.
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import os
 import re
@@ -74,6 +75,22 @@ def run_tests(scripts: list[Path]) -> dict[str, dict]:
     return counts
 
 
+def captures_graph(source: str) -> bool:
+    """Whether a lecture's check, or what it calls in that file, captures a CUDA graph."""
+    parts = {part.name: part for part in ast.parse(source).body if hasattr(part, "name")}
+    todo, seen = ["check"], set()
+    while todo:
+        name = todo.pop()
+        if name in parts and name not in seen:
+            seen.add(name)
+            code = list(ast.walk(parts[name]))
+            called = {ast.unparse(node.func) for node in code if isinstance(node, ast.Call)}
+            if called & {"torch.cuda.graph", "torch.cuda.make_graphed_callables"}:
+                return True
+            todo += [node.id for node in code if isinstance(node, ast.Name)]
+    return False
+
+
 def sanitize(tool: str, script: Path) -> int:
     """Counts the errors that a tool of compute-sanitizer finds in a check's Triton kernels.
 
@@ -86,8 +103,11 @@ def sanitize(tool: str, script: Path) -> int:
     only = [option for kernel in kernels for option in ("--kernel-name", f"kns={kernel}")]
     command = ["compute-sanitizer", "--tool", tool, "--target-processes", "application-only", *only]
     command += [sys.executable, "-c", CHECK, str(script)]
-    # torch would carve tensors out of one block, whose inner borders memcheck does not see
-    env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    env = dict(os.environ)
+    if tool == "memcheck" and not captures_graph(source):
+        # torch would carve tensors out of one block, whose inner borders memcheck does not see;
+        # but while a graph is captured, CUDA gives no memory
+        env["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     name = lectures.lecture_name(script)
     try:
         run = subprocess.run(

@@ -672,6 +672,7 @@ def bench(measure):
 #
 # - **Odd widths**: 12,289 columns come to {{ row("layer_norm_forward", provider="triton", n_cols=12289).percent | pct }} of a copy forward, with the gradient to {{ odd.percent | pct }}. Rows begin within vectors, weight and bias do not, so the forward loads these number by number. Pad the width, if the model is yours.{{ claim(odd.percent < 70) }}
 # - **Few rows**, 4,096 of 16,384 columns, with the gradient: {{ row("layer_norm_gradient_few", provider="triton").percent | pct }} of a copy, since start and end take a larger share.{{ claim(row("layer_norm_gradient_few", provider="triton").percent < wide.percent - 3) }}
+# - **A tool complains.** Compute-sanitizer's racecheck reports [hazards](../results.md#are-the-kernels-right) at 259 columns: the `REST` of four rows fills one or two of four [warps](../glossary.md#warp), the others compute it too, and all write its sums to the same places. Half of the lanes may write another last bit than the other half, since each adds its own product, not yet rounded, to the rounded one of its partner; which one stays is not specified, but two runs of `check` gave the same bits. Either is right, all warps write the same two, and after a barrier all read the one that stayed.
 #
 # ## What to remember
 #
