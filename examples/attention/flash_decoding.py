@@ -478,7 +478,7 @@ def check(device: str = "cuda") -> None:
     # lengths, heads, KV heads, D, page size (0: no table), shares
     cases = [([1, 0, 129], 4, 2, 64, 0, 2), ([127, 200], 8, 2, 128, 16, 5)]
     cases += [([64, 15, 17], 3, 3, 64, 16, 1), ([48, 199], 2, 1, 128, 24, 9)]
-    cases += [([97], 20, 1, 256, 0, 4)]
+    cases += [([97], 20, 1, 256, 0, 4), ([5, 1600, 0], 2, 1, 64, 0, 24)]
     if device == "cuda":
         # the interpreter's bfloat16 product is wrong
         dtypes += [torch.bfloat16]

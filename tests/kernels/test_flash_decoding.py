@@ -250,7 +250,8 @@ def refusals():
     yield "scale 0", ValueError, lambda q, k, v, n: ((q, k, v, n), {"scale": 0.0})
     yield "scale NaN", ValueError, lambda q, k, v, n: ((q, k, v, n), {"scale": math.nan})
     yield "too many", ValueError, lambda q, k, v, n: (
-        (*(x[:1].expand(4097, *x.shape[1:]) for x in (q, k, v)), n[:1].repeat(4097)), {})  # fmt: skip
+        (*(x[:1].expand(4097, *x.shape[1:]) for x in (q, k, v)), n[:1].repeat(4097)), {}
+    )
     yield "gradient", ValueError, lambda q, k, v, n: ((q.requires_grad_(), k, v, n), {})
 
 
