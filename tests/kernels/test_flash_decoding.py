@@ -98,6 +98,11 @@ def test_any_number_of_shares(lecture, device, n_shares, page_size):
     assert not out[[0, 2, 3, 7]].any()
 
 
+@pytest.mark.parametrize("batch", [70, pytest.param(4096, marks=pytest.mark.gpu)])
+def test_many_sequences(lecture, device, batch):
+    agrees(lecture, [i % 7 * 20 for i in range(batch)], 2, 1, 64, 16, device)
+
+
 @pytest.mark.parametrize("n_shares", [1, 3, 40])
 def test_only_what_was_written_is_read(lecture, device, n_shares, monkeypatch):
     """Memory for parts is handed out full of NaN; not all of it is used."""
