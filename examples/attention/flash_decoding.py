@@ -206,7 +206,7 @@ def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
 #
 # So programs find out by themselves. Lay the blocks of keys of all sequences in a row, $S$ in all, and cut it into $J$ **shares**, equal but for one block: share $j$ goes from block $\lfloor jS/J \rfloor$ to block $\lfloor (j+1)S/J \rfloor$. It may begin within one sequence and end within another:{{ diagram("flash_decoding_shares") }}
 #
-# Each program reads all lengths, a few hundred bytes, and adds them up: `tl.cumsum` gives [running sums](../fusion/reductions.py#scans-every-partial-result), here where each sequence's blocks end. It skips the sequences that end before its share begins, and from there walks from one to the next until the share is done.
+# Each program reads all lengths, a few hundred bytes, and adds them up: `tl.cumsum` gives [running sums](../fusion/reductions.py#scans-every-partial-result), here where each sequence's blocks end. It skips the sequences that end before its share begins, and from there walks from one to the next until the share is done. [Stream-K](https://arxiv.org/abs/2301.03598) cuts matrix products so, [LeanAttention](https://arxiv.org/abs/2405.10480) decoding; [FlashMLA](https://github.com/deepseek-ai/FlashMLA) plans in a kernel of its own, once for all layers.
 #
 # What it leaves of sequence $b$ is part $j + b$ of each head. From stop to stop of the walk, and from share to share, $j$ or $b$ grows: no number is used twice, and $J$ plus the batch is room enough. Parts of one sequence are neighbours; the [merge](#step-6-who-waits) gets their numbers from the same sums. A sequence that one share holds whole goes straight to `out`.
 #
