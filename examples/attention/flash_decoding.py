@@ -188,7 +188,7 @@ def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
 # %% [markdown]
 # ## Step 3: heads that share keys share a tile
 #
-# Let one program serve the four heads of a group: their queries become the rows of one tile, and keys and values are loaded once for all. With rows there is a product again, for [tensor cores](../glossary.md#tensor-core). Their smallest product has 16 rows, so 12 of 16 are zeros. That wastes arithmetic, of which there is plenty, and no bytes.
+# Let one program serve the four heads of a group: their queries become the rows of one tile, and keys and values are loaded once for all. With rows there is a product again, for [tensor cores](../glossary.md#tensor-core). Their smallest product has 16 rows (`BLOCK_M`), so beside the `GROUP` of 4 there are 12 of zeros. That wastes arithmetic, of which there is plenty, and no bytes.
 #
 # {{ diagram("flash_decoding_group") }}
 #
@@ -198,7 +198,7 @@ def first_decoding(q, k_cache, v_cache, seq_lens, n_splits=1):
 #
 # {{ diagram("flash_decoding_pages") }}
 #
-# In the kernel that is one more load: from a block's keys to their pages, and so to their places. A cache without pages needs no [table](#step-4-follow-the-table): sequence `b` is page `b`.
+# In the kernel that is one more load: from a block's `keys` to their `pages`, and so to their `places`. A cache without pages needs no [table](#step-4-follow-the-table): sequence `b` is page `b`.
 #
 # ## Step 5: equal shares
 #
@@ -291,13 +291,13 @@ def flash_decoding_kernel(
         b += 1
 
 # %% [markdown]
-# While a block is used the next ones are loaded ([pipelining](../glossary.md#pipelining)). With a table two loads follow each other, the page's number and then its keys, and the compiler spreads its stages over both: at $D = 128$ three stages give a [buffer](../glossary.md#shared-memory) for one block of keys, without a table for two. So that as much is under way, blocks are twice as large there; at $D = 64$ there are five stages instead.
+# While a block is used the next ones are loaded ([pipelining](../glossary.md#pipelining)). With a table two loads follow each other, the page's number and then its keys, and the compiler spreads its stages over both: at $D = 128$ three stages give a [buffer](../glossary.md#shared-memory) for one block of keys, without a table for two. So that as much is under way, blocks are twice as large there; at $D = 64$ there are five stages instead. `do_not_specialize` keeps Triton from [compiling anew](../foundations/programming_model.py#one-kernel-several-compiled-versions) for a batch, say, of 1 or of 16.
 #
 # ## Step 6: who waits
 #
 # A program of the merge makes one row of the output, and works out which shares its sequence lies in. Block $i$ of the row of blocks is in the last share that begins at or before it: the largest $j$ with $jS/J < i + 1$, which is $\lfloor ((i+1)J - 1)/S \rfloor$. For the sequence's first block that is `first`, for its last `stop - 1`; plus $b$, these are the numbers of its [parts](#step-5-equal-shares). If they are one share, the row is in `out` already. A sequence without tokens has no block and no part: `_merge` gives 0.
 #
-# The merge is launched behind the parts and starts once the last has ended, so the chip idles in between. On [Hopper](../glossary.md#hopper) and later a kernel may be launched *early*, if the one before allows it (`gdc_launch_dependents`): its programs begin while the first kernel still runs, add up the lengths, and wait in `gdc_wait` until that has ended and all that it wrote is visible.
+# The merge is launched behind the parts and starts once the last has ended, so the chip idles in between. On [Hopper](../glossary.md#hopper) and later a kernel may be launched *early*, if the one before allows it ([`gdc_launch_dependents`](https://triton-lang.org/main/python-api/generated/triton.language.extra.cuda.gdc_launch_dependents.html)). Once all programs of the first kernel have said so, here the first thing that each does, those of the merge may begin: they take nobody's place, add up the lengths while the first kernel runs, and wait in `gdc_wait` until that has ended and all that it wrote is visible.
 #
 # **One launch?** The last program to arrive could merge, in a fixed order, as in [Reductions](../fusion/reductions.py#everything-two-stages-in-one-launch-or-atomics). But the count that tells who is last must start at 0. To zero it in each call is a second launch again; to keep it between calls fails where two streams use it at once. Adding parts up with [atomics](../glossary.md#atomic-operation) would need the maximum beforehand, and has no fixed order.
 
