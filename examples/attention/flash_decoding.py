@@ -55,7 +55,7 @@ def flash_decoding_reference(q, k_cache, v_cache, seq_lens, *, block_table=None,
 # %% [markdown]
 # ## Step 1: one program a head
 #
-# With one row of queries there is no matrix product left: a score is a row of $K$ times `q`, summed. The rest is the [online softmax](../glossary.md#online-softmax), in powers of 2. A program's keys go from `start` to `stop`, for now (`n_splits = 1`) all of its head's; the log-sum-exp that it stores is for step 2.
+# With one row of queries there is no matrix product left: a score is a row of $K$ times `q`, summed. The rest is the [online softmax](../glossary.md#online-softmax), in powers of 2. Caches are `(B, capacity, H_kv, D)`: room for `capacity` tokens a sequence, and of each token a row for each KV head. A program's keys go from `start` to `stop`, for now (`n_splits = 1`) all of its head's; the log-sum-exp that it stores is for step 2.
 
 # %%
 @triton.jit
