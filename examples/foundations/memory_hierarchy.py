@@ -24,7 +24,7 @@
 # ## The machine
 #
 # - A **[kernel](../glossary.md#kernel)** is a function that runs on the GPU; starting it from Python
-#   is a **launch**. Every PyTorch operation on a GPU tensor is one launch or several.
+#   is a **launch**. A PyTorch operation that computes on the GPU is one launch or several.
 # - A launch starts many copies of the kernel. Triton calls one copy a
 #   **[program](../glossary.md#program)** and all of them the **[grid](../glossary.md#grid)**; a
 #   program asks for its number with `tl.program_id(0)`.
@@ -37,7 +37,7 @@
 # And the four memories, from near to far:
 #
 # - **[Registers](../glossary.md#register)** hold the numbers that a thread is working on: the
-#   variables of your kernel. Arithmetic reads and writes nothing else.
+#   variables of your kernel. Arithmetic reads and writes nothing else, except that [tensor cores](../glossary.md#tensor-core) also read shared memory.
 # - **L1 and [shared memory](../glossary.md#shared-memory)** are one store in each SM. L1 is a cache:
 #   it keeps what was loaded lately. Shared memory is used on purpose, by the compiler, to pass
 #   numbers between the threads of a program.
@@ -335,7 +335,7 @@ def empty_kernel():
 # {{ (copied.tbps / 4.8 * 100) | pct }}: memory loses time when it turns from reading to writing and
 # when it refreshes itself. The copy is what this site calls the **[ceiling](../glossary.md#ceiling)**:
 # a softmax reads and writes as much as a copy, so a copy *of the same number of bytes* is the best
-# it can do. "97 %" on any page means 97 % of that.
+# it can do. "97 %" on any page means 97 % of that; what reads more than it writes may pass 100 %.
 #
 # ## The price of a launch
 #
