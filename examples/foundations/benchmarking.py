@@ -148,7 +148,7 @@ def ms_of_first_calls(fn, count=10):
 #
 # ### 3. A host timer around one call, and the mean of it
 #
-# Even the tenth call is too long: {{ row("ways", provider="measure", n_rows=1024).us | n(1) }} of
+# Even the tenth call is too long: at most {{ row("ways", provider="measure", n_rows=1024).us | n(1) }} of
 # its {{ tenth.us | n }} µs are the kernel's; the rest is Python before it and waking up after it.
 # And the host has other things to do. Two thousand times of 8 rows, in µs:
 #
