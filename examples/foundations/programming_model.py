@@ -79,10 +79,11 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # **`kernel[grid](arguments)`** is the launch. The grid, a tuple of one to three numbers, says how
-# many programs run: here `triton.cdiv(10, 4)` = 3 (divide, round up). `tl.arange(0, BLOCK)` is
-# `[0, 1, 2, 3]`; adding the program's number moves it by one element, not by one block. So programs
-# own 0–3, 1–4 and 2–5, and four elements are never written. No error, no warning; and a test with
-# `n <= BLOCK` passes, for program 0 is right.
+# many programs run: here `triton.cdiv(10, 4)` = 3 (divide, round up). Where a [tuner](autotuning.py) chooses `BLOCK`, the grid is a function that returns the tuple:
+# `lambda meta: (triton.cdiv(n, meta["BLOCK"]),)`. `tl.arange(0, BLOCK)` is `[0, 1, 2, 3]`; adding
+# the program's number moves it by one element, not by one block. So programs own 0–3, 1–4 and 2–5,
+# and four elements are never written. No error, no warning; and a test with `n <= BLOCK` passes,
+# for program 0 is right.
 #
 # ### Mistake 2: no mask
 #
@@ -109,8 +110,7 @@ if __name__ == "__main__":
 # ### Mended
 #
 # A lane that is off reads nothing in `tl.load` (its value is undefined unless you pass `other=`)
-# and writes nothing in `tl.store`. `BLOCK`, a [constexpr](../glossary.md#constexpr), is fixed when
-# the kernel is compiled, since it decides which machine code comes out.
+# and writes nothing in `tl.store`. `BLOCK`, a [constexpr](../glossary.md#constexpr), is fixed when the kernel is compiled, since it decides which machine code comes out.
 
 
 # %%
