@@ -148,7 +148,7 @@ def ms_of_first_calls(fn, count=10):
 #
 # ### 3. A host timer around one call, and the mean of it
 #
-# Even the tenth call is too long: {{ row("ways", provider="measure", n_rows=1024).us | n(1) }} of
+# Even the tenth call is too long: at most {{ row("ways", provider="measure", n_rows=1024).us | n(1) }} of
 # its {{ tenth.us | n }} µs are the kernel's; the rest is Python before it and waking up after it.
 # And the host has other things to do. Two thousand times of 8 rows, in µs:
 #
@@ -158,9 +158,9 @@ def ms_of_first_calls(fn, count=10):
 # The host's mean lies {{ ((host.mean / host.median - 1) * 100) | pct }} above its
 # median{{ claim(host.mean > host.median) }}, since some calls take up to
 # {{ (host.highest / host.median) | n }} times as long{{ claim(host.highest > 1.5 * host.median) }}:
-# an interrupt, a garbage collection. Such noise has one sign; nothing makes a kernel faster than it
-# is. So report the **median**, which a few outliers cannot move, **and the spread**, here the 20th
-# and 80th percentile. Where two kernels' bands overlap you do not know which is faster.
+# an interrupt, a garbage collection. Such noise only adds. So report the **median**, which a few
+# outliers cannot move (the minimum would pick the luckiest cache and clock), **and the spread**,
+# here the 20th and 80th percentile. Where the bands of two kernels overlap, name no winner.
 #
 # ### 4. The kernel is tiny, and the GPU waits
 #
@@ -227,7 +227,7 @@ def ms_in_a_loop(fn, count=100):
 #
 # ### 6. The data are zeros
 #
-# A softmax does not care. A matrix product does: what costs power is a wire that changes its state,
+# A softmax does not care. A matrix product does: a wire that changes its state [costs power](https://www.thonking.ai/p/strangely-matrix-multiplications),
 # and between zeros none does. At its power limit a GPU lowers its clock. Predict how much faster
 # zeros multiply, 8192 by 8192 in bfloat16.
 #
@@ -237,7 +237,7 @@ def ms_in_a_loop(fn, count=100):
 # {{ claim(normal.ms > 1.05 * zeros.ms and normal.ms_hot > 1.1 * zeros.ms_hot) }}
 # Zeros run at {{ (normal.ms / zeros.ms) | times }} the speed of normal numbers, back to back at
 # {{ (normal.ms_hot / zeros.ms_hot) | times }}, with the same instructions. Ones, among which nothing
-# changes either, do as well{{ claim(row("product", data="ones").ms < 1.02 * zeros.ms) }}. So measure with data like those you will have.
+# changes either, do as well{{ claim(row("product", data="ones").ms < 1.02 * zeros.ms) }}. (Hot, even zeros lose speed{{ claim(zeros.ms_hot > 1.1 * zeros.ms) }}: numbers are not all that costs power.) So measure with data like those you will have.
 #
 # ### 7. One is cool, the other hot
 #
@@ -359,20 +359,20 @@ def ms_by_profiler(fn, kernel, samples=30):
 # {{ claim((ways | map(attribute="ms") | max) < 1.03 * (ways | map(attribute="ms") | min)) }}
 # - **A graph overstates the speed**: caches are warm, gaps gone. At 1,024 rows it gives
 #   {{ graph.us | n(1) }} µs, {{ (cold.ms / graph.ms) | times }} the speed of the cold
-#   kernel.{{ claim(graph.ms < 0.8 * cold.ms) }} It is right about work that is itself replayed.
+#   kernel.{{ claim(graph.ms < 0.8 * cold.ms) }} Replayed work has no gaps either; whether it finds its data in the cache is another matter.
 # - **Events add** {{ (row("ways", provider="measure", n_rows=8).us - row("ways", provider="profiler", n_rows=8).us) | n(1) }} µs
 #   to 8 rows: the way from mark to kernel and back. The profiler leaves out what a launch costs.
 # - **`do_bench` understates the speed** once Python is slower than the flush, here
 #   {{ row("chain", provider="flush", launches=1).us | n }} µs. One launch hides behind that, a function
-#   of many does not:
+#   of many does not. (One of 8 rows still gets {{ (row("ways", provider="do bench", n_rows=8).us - row("ways", provider="measure", n_rows=8).us) | n(1) }} µs more than from `measure`, where the GPU rests between flush and kernel.)
 #
 # {{ figure("chain", y="us", providers=["measure", "do bench", "graph", "profiler"],
 #    caption="Many softmaxes in a row: when Python outlasts the flush, do_bench times it.") }}
 #
 # At 16 launches `do_bench` gives {{ late.us | n }} µs; the GPU works {{ many.us | n }} of
 # them.{{ claim(late.ms > 1.5 * many.ms) }} Triton's developers found [these errors of graph and
-# `do_bench`](https://github.com/triton-lang/triton/pull/10149) too, and added a `do_bench` that asks a
-# profiler. So which do you take?
+# `do_bench`](https://github.com/triton-lang/triton/pull/10149) too, and added
+# `do_bench_proton`, which asks a profiler; Triton 3.7 does not have it yet. So which do you take?
 #
 # | Your question | Take |
 # |---|---|

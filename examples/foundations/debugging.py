@@ -15,8 +15,7 @@
 #
 # {{ diagram("debugging_method") }}
 #
-# This page builds them, shows where Triton's [interpreter](../glossary.md#interpreter) and a GPU
-# disagree, and opens a museum of eleven bugs: executed, found, mended, and all safe to run.
+# This page builds them, shows where Triton's [interpreter](../glossary.md#interpreter) and a GPU disagree, and opens a museum of eleven bugs: executed, found, mended, and all safe to run.
 #
 # ## A small file to copy
 #
@@ -99,8 +98,7 @@ def breakpoint_if(condition):
 # - **Check inputs**: a kernel sees addresses; what it takes for granted is checked before it.
 # - **Poison and guard**: `torch.empty` hands out used memory, often that of the test's last run,
 #   right answers included. So fill an output with NaN, and put NaN around it.
-# - **By program id**: output from all programs helps nobody. `print_if` and `breakpoint_if` take a
-#   condition, most often on the [program](../glossary.md#program) that `first_nan` named.
+# - **By program id**: output from all programs helps nobody. `print_if` and `breakpoint_if` take a condition, most often on the [program](../glossary.md#program) that `first_nan` named.
 #
 # Folded: `_elsewhere` runs a script in a process of its own, since what a GPU prints does not pass
 # through Python, and a crash must not end the page; `_show` runs a case on GPU and interpreter.
@@ -269,15 +267,14 @@ if __name__ == "__main__":
 # %% [markdown]
 # - **bfloat16 is wrong there**, silently: NumPy has no such type, and its bits are computed with as
 #   if they were integers. On the CPU test float16 or float32, bfloat16 on a GPU only.
-# - **Programs run one by one, in order**; on a GPU together, in any order. So a
-#   [race](#room-4-where-only-the-gpu-fails) looks right.
+# - **Programs run one by one, in order**; on a GPU together, in any order. So a [race](#room-4-where-only-the-gpu-fails) looks right.
 # - **It takes more Python** (`break`, methods of lists, NumPy), any tile fits, and float32 products
 #   are float32 throughout. But it ignores `tl.device_assert`.
 #
 # ## Print, stop, assert
 #
-# A kernel with one of each, on six numbers in blocks of four. How often does each side print
-# `offs is`? (`PYTHONBREAKPOINT=0` switches breakpoints off for now.)
+# A kernel that prints, stops and asserts, on six numbers in blocks of four. How often do both print
+# `offs is`, GPU and interpreter? (`PYTHONBREAKPOINT=0` switches breakpoints off for now.)
 
 
 # %%
@@ -336,11 +333,13 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # A failed assert names file, line, program and thread, and ends the process's use of the GPU: every
-# later CUDA call fails. Run it in a script, not in the notebook that holds your data.
+# later CUDA call fails. Run it in a script, not in the notebook that holds your data. An access
+# to memory that nobody allocated ends it too: `an illegal memory access was encountered`. A launch [returns before its kernel has run](programming_model.py#what-happens-at-the-launch),
+# so Python may report either at a later, innocent call. With `CUDA_LAUNCH_BLOCKING=1` before the
+# command every launch waits, and the traceback ends at the guilty one.
 #
-# **[triton-viz](https://github.com/Deep-Learning-Profiling-Tools/triton-viz)**, installed apart
-# (`pip install triton-viz`; no GPU needed), draws in the browser which elements each load and store
-# of each program touches, and reports accesses outside a tensor. For tiles in the wrong place.
+# **[triton-viz](https://github.com/Deep-Learning-Profiling-Tools/triton-viz)**, installed apart (`pip install triton-viz`; no GPU needed), draws in the browser which elements each load and store
+# of each program touches, and reports accesses outside a tensor: good for tiles in the wrong place.
 #
 # ## The bug museum
 #
@@ -447,8 +446,7 @@ if __name__ == "__main__":
     _exhibit(_wrong_other, _masked_lanes)
 
 # %% [markdown]
-# - `wrong_other`: *found by* `print_if(row == 1, "x", x)`: the masked lane shows as 0. *Fix:* the
-#   [neutral element](../glossary.md#neutral-element) of the reduction: 0 for a sum, -inf for a maximum.
+# - `wrong_other`: *found by* `print_if(row == 1, "x", x)`: the masked lane shows as 0. *Fix:* the [neutral element](../glossary.md#neutral-element) of the reduction: 0 for a sum, -inf for a maximum.
 # - `masked_lanes`: *found by* a second block size: no result may depend on it. *Fix:* mask again
 #   after a step such as `x - mean`, which makes another number of the neutral element.
 #
@@ -544,8 +542,7 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # - `race`: *found by* a reference, or by two runs that differ. Not by the interpreter, nor by the
-#   sanitizer's `racecheck`: it watches [shared memory](../glossary.md#shared-memory), and this
-#   [race](../glossary.md#race) is in global memory. *Fix:* an [atomic
+#   sanitizer's [`racecheck`](https://docs.nvidia.com/compute-sanitizer/ComputeSanitizer/index.html#racecheck-tool): it watches [shared memory](../glossary.md#shared-memory), and this [race](../glossary.md#race) is in global memory. *Fix:* an [atomic
 #   operation](../glossary.md#atomic-operation), or a place for each program and a sum after.
 # - `tf32`: *found by* a float64 reference, with torch's error beside yours: equal formats err
 #   alike. `tl.dot` cuts float32 down to [TF32](../glossary.md#tf32) unless told otherwise. *Fix:*
@@ -650,8 +647,11 @@ if __name__ == "__main__":
 # ## Where the tools fall short
 #
 # The interpreter is blind to room 4, and slow. compute-sanitizer sees allocations, not tensors, and
-# no race in global memory. A guard shows stores, not loads; integers, which have no NaN, need as
-# poison a number that cannot occur. And a wrong formula shows beside a float64 reference only.
+# no race in global memory. A guard around an output shows stores, not loads. So lay inputs between
+# NaN too, `guarded_like(x)[0].copy_(x)`: what a kernel reads past the end and uses makes a NaN; in
+# other memory it may make [one result right and the next wrong](https://github.com/triton-lang/triton/issues/187).
+# Integers, which have no NaN, need as poison a number that cannot occur. And a wrong formula shows
+# beside a float64 reference only.
 #
 # ## What to remember
 #

@@ -24,7 +24,7 @@
 # ## The machine
 #
 # - A **[kernel](../glossary.md#kernel)** is a function that runs on the GPU; starting it from Python
-#   is a **launch**. Every PyTorch operation on a GPU tensor is one launch or several.
+#   is a **launch**. A PyTorch operation that computes on the GPU is one launch or several.
 # - A launch starts many copies of the kernel. Triton calls one copy a
 #   **[program](../glossary.md#program)** and all of them the **[grid](../glossary.md#grid)**; a
 #   program asks for its number with `tl.program_id(0)`.
@@ -37,7 +37,7 @@
 # And the four memories, from near to far:
 #
 # - **[Registers](../glossary.md#register)** hold the numbers that a thread is working on: the
-#   variables of your kernel. Arithmetic reads and writes nothing else.
+#   variables of your kernel. Arithmetic reads and writes nothing else, except that [tensor cores](../glossary.md#tensor-core) also read shared memory.
 # - **L1 and [shared memory](../glossary.md#shared-memory)** are one store in each SM. L1 is a cache:
 #   it keeps what was loaded lately. Shared memory is used on purpose, by the compiler, to pass
 #   numbers between the threads of a program.
@@ -309,7 +309,7 @@ def empty_kernel():
 # {% set first = row("launch_overhead", provider="triton", n_launches=1) %}
 # {% set queue = row("launch_overhead", provider="triton", n_launches=16) %}
 # {% set zeros = row("launch_overhead", provider="torch", n_launches=16) %}
-# {% set gpu_us, host_us = (queue.us - first.us) / 15, queue.host_us / 16 %}
+# {% set gpu_us, host_us = (queue.us - first.us) / 15, queue.host_us / 16 %}{% set add_us = rec("foundations/programming_model").row("vector_add", provider="triton", n=1024).host_us %}
 #
 # {{ figure("multiply_add", y="tflops", caption="One warp leaves the arithmetic of an SM idle most "
 #    ~ "of the time; 16 reach " ~ (peak.tflops | tflops) ~ " on all SMs.") }}
@@ -324,7 +324,7 @@ def empty_kernel():
 # ## The ceiling: HBM by reading, writing, copying
 #
 # Layers of a real model seldom find their inputs in a cache: what one wrote has been pushed out
-# before the next one reads it. So HBM is the measure: every byte is touched once, out of a cold L2.
+# before the next one reads it. So HBM is the measure: every byte is touched once, none is in L2.
 #
 # {{ figure("hbm", y="tbps", caption="Reading alone reaches " ~ (read.tbps | tbps) ~ ", a copy "
 #    ~ (copied.tbps | tbps) ~ "; small transfers come near neither.") }}
@@ -335,7 +335,7 @@ def empty_kernel():
 # {{ (copied.tbps / 4.8 * 100) | pct }}: memory loses time when it turns from reading to writing and
 # when it refreshes itself. The copy is what this site calls the **[ceiling](../glossary.md#ceiling)**:
 # a softmax reads and writes as much as a copy, so a copy *of the same number of bytes* is the best
-# it can do. "97 %" on any page means 97 % of that.
+# it can do. "97 %" on any page means 97 % of that; what reads more than it writes may pass 100 %.
 #
 # ## The price of a launch
 #
@@ -345,7 +345,7 @@ def empty_kernel():
 # `empty_kernel` costs the GPU {{ gpu_us | n(1) }} µs, and Python {{ host_us | n(1) }} µs
 # ({{ (zeros.host_us / 16) | n(1) }} µs for PyTorch's `zero_`). Python works ahead, unnoticed while
 # kernels take longer; else the GPU waits ([launch overhead](../glossary.md#launch-overhead)). HBM
-# delivers {{ (host_us * read.tbps) | n }} MB in the time that Python takes.
+# delivers {{ (host_us * read.tbps) | n }} MB in the time that Python takes. Arguments and checks add to it: the [next lecture's add](programming_model.py#what-happens-at-the-launch) takes Python {{ add_us | n }} µs.{{ claim(add_us > 1.5 * host_us) }}
 #
 # {{ picture("memory") }}
 #
@@ -452,7 +452,7 @@ def row_softmax_reference(x: torch.Tensor) -> torch.Tensor:
 # {% set four = row("softmax_traffic", provider="triton_four_launches", n_rows=4096) %}
 # {% set five = row("softmax_traffic", provider="torch_unfused", n_rows=4096) %}
 # {% set small = row("softmax_traffic", provider="triton", n_rows=64) %}
-# {% set small4 = row("softmax_traffic", provider="triton_four_launches", n_rows=64) %}
+# {% set small4 = row("softmax_traffic", provider="triton_four_launches", n_rows=64) %}{% set small5 = row("softmax_traffic", provider="torch_unfused", n_rows=64) %}
 #
 # **Predict** both times for 4096 × 4096 numbers, $N$ = 64 MiB. A copy of 2 N takes
 # {{ copy_ms(2**27) | ms }}, one of 6 N {{ copy_ms(3 * 2**27) | ms }}.
@@ -464,8 +464,8 @@ def row_softmax_reference(x: torch.Tensor) -> torch.Tensor:
 # | fused | 1 | 2 N | 75 % | {{ one.ms | ms }} | {{ one.tbps | tbps }} |
 #
 # The fused kernel is {{ (four.ms / one.ms) | times }} as fast as the four because it **moves
-# less**, not because it computes or even moves faster: both use about the same bandwidth.
-# {{ claim(2.7 < four.ms / one.ms < 3.5 and one.percent > 93) }}
+# less**, not because it computes or even moves faster: both use about the same bandwidth.{{ claim(2.7 < four.ms / one.ms < 3.5 and one.percent > 93) }}
+# PyTorch's five lose more than bytes explain: with 64 rows, hardly any bytes, they take {{ small5.us | n }} µs, our four {{ small4.us | n }}.{{ claim(small5.us > 2 * small4.us and five.tbps * 4 < 0.9 * four.tbps * 3) }}
 #
 # {{ figure("softmax_traffic", y="us", logy=True, caption="At 4,096 rows the times differ by the "
 #    ~ "bytes, " ~ ((four.ms / one.ms) | times) ~ "; at 64 by the launches, "
@@ -510,7 +510,7 @@ def row_softmax_reference(x: torch.Tensor) -> torch.Tensor:
 # ## Check and benchmarks
 #
 # Every kernel against float64 or a walk in Python, outputs filled with NaN before, awkward sizes.
-# Then six sweeps; L2 is flushed before a launch unless the data should be there.
+# Then six sweeps; L2 is [flushed](../glossary.md#flush) before a launch unless the data should be there.
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -690,7 +690,7 @@ def bench(measure):
 #         Load `position` from `position_ptr + tl.arange(0, 32)` and store it there; the loop stays.
 #         A hop now makes 32 loads of 32 bytes, the least that a cache asks for, and waits for the
 #         slowest. By Little's law {{ sectors | round(-3) | n }} loads must be under way: from
-#         {{ (sectors / 32) | round(-2) | n }} warps, {{ (sectors / 32 / env.sms) | n }} on each SM.
+#         {{ (sectors / 32) | round(-2) | n }} warps, {{ (sectors / 32 / env.sms) | round(0, "ceil") | n }} on each SM.
 #
 # ## Use it in your project
 #

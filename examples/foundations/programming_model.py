@@ -19,8 +19,7 @@
 # To add `n` float32 numbers the GPU reads two and writes one for each result: 12 bytes. For 2²⁸
 # that is {{ (12 * 2**28) | bytes }}, and a copy that moves as many takes
 # {{ copy_ms(12 * 2**28) | ms }} on this {{ env.gpu }} ([memory hierarchy](memory_hierarchy.py)).
-# The additions alone would take a hundredth. Memory sets the time: the copy is the
-# [floor](../glossary.md#floor), and this page's goal.
+# The additions alone would take a hundredth. Memory sets the time: the copy is the [floor](../glossary.md#floor), and this page's goal.
 #
 # ## One kernel, many programs
 #
@@ -29,7 +28,7 @@
 # order you may rely on; each asks for its own number with `tl.program_id(0)`. Together they form
 # the [grid](../glossary.md#grid). A program works on a [block](../glossary.md#block) of elements.
 # In the picture program 1 owns elements 4 to 7. Ten elements do not fill three blocks of four: two
-# lanes of program 2 have none, and a [mask](../glossary.md#mask) switches them off.
+# [lanes](../glossary.md#lane) (places of a block) of program 2 have none, and a [mask](../glossary.md#mask) switches them off.
 #
 # {{ diagram("programming_program") }}
 #
@@ -80,10 +79,11 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # **`kernel[grid](arguments)`** is the launch. The grid, a tuple of one to three numbers, says how
-# many programs run: here `triton.cdiv(10, 4)` = 3 (divide, round up). `tl.arange(0, BLOCK)` is
-# `[0, 1, 2, 3]`; adding the program's number moves it by one element, not by one block. So programs
-# own 0–3, 1–4 and 2–5, and four elements are never written. No error, no warning; and a test with
-# `n <= BLOCK` passes, for program 0 is right.
+# many programs run: here `triton.cdiv(10, 4)` = 3 (divide, round up). Where a [tuner](autotuning.py) chooses `BLOCK`, the grid is a function that returns the tuple:
+# `lambda meta: (triton.cdiv(n, meta["BLOCK"]),)`. `tl.arange(0, BLOCK)` is `[0, 1, 2, 3]`; adding
+# the program's number moves it by one element, not by one block. So programs own 0–3, 1–4 and 2–5,
+# and four elements are never written. No error, no warning; and a test with `n <= BLOCK` passes,
+# for program 0 is right.
 #
 # ### Mistake 2: no mask
 #
@@ -110,8 +110,7 @@ if __name__ == "__main__":
 # ### Mended
 #
 # A lane that is off reads nothing in `tl.load` (its value is undefined unless you pass `other=`)
-# and writes nothing in `tl.store`. `BLOCK`, a [constexpr](../glossary.md#constexpr), is fixed when
-# the kernel is compiled, since it decides which machine code comes out.
+# and writes nothing in `tl.store`. `BLOCK`, a [constexpr](../glossary.md#constexpr), is fixed when the kernel is compiled, since it decides which machine code comes out.
 
 
 # %%
@@ -233,8 +232,8 @@ if __name__ == "__main__" and not triton.knobs.runtime.interpret:
 #   there is. 1,000 and 999 share version 2: the compiler no longer knows that four neighbours are
 #   masked alike, and loads them one by one. One kernel, a few versions, not one for every `n`.
 # - `n = 1` becomes a constant: of no use here, of great use for a stride, as the image will show.
-# - `x[1:]` starts 4 bytes past a multiple of 16: narrow loads, in bfloat16 of 2 bytes each. What do
-#   those cost? Add 2²⁸ bfloat16, then one fewer, then starting one later:
+# - `x[1:]` starts 4 bytes past a multiple of 16: narrow loads again. In bfloat16 (`odd, bf16`) they
+#   fetch 2 bytes. What do they cost? Add 2²⁸ bfloat16, then one fewer, then starting one later:
 #
 # {{ figure("awkward", caption="One element fewer, and the masked kernel drops to a third.") }}
 #
@@ -343,10 +342,10 @@ class _Add(torch.autograd.Function):
 # 2. If there is none, it compiles ({{ row("vector_add", provider="triton", n=1024).compile_ms | ms }} here) and keeps the result, on disk too.
 # 3. The driver appends the launch to the GPU's queue, and the call returns *before* the kernel has
 #    run. The host waits where it needs the numbers (`print`, `.item()`), or if told to.
-# 4. The GPU deals programs out to its {{ env.sms }} [SMs](../glossary.md#sm), several to each, the next to whichever has room.
+# 4. The GPU deals programs out to its {{ env.sms }} [SMs](../glossary.md#sm), several to each, the next to whichever has room.{% set empty_us, add_us = rec("foundations/memory_hierarchy").row("launch_overhead", provider="triton", n_launches=16).host_us / 16, row("vector_add", provider="triton", n=1024).host_us %}
 #
-# Steps 1 and 3 cost host time on every call, the [launch overhead](../glossary.md#launch-overhead).
-# PyTorch's path is C++ and shorter:
+# Steps 1 and 3 cost host time on every call, the [launch overhead](../glossary.md#launch-overhead): {{ empty_us | n }} µs for [a kernel without
+# arguments](memory_hierarchy.py#the-price-of-a-launch). Arguments to look at, the checks of `add` and an output to allocate make up its other {{ (add_us - empty_us) | n }}.{{ claim(add_us > 1.5 * empty_us) }} PyTorch's path is C++ and shorter; torch.compile first checks whether what it compiled still fits:{{ claim(add_us < row("vector_add", provider="torch_compile", n=1024).host_us) }}
 #
 # {{ table("vector_add", where={"n": 1024}, columns=["provider", "host_us"]) }}
 #
@@ -360,7 +359,7 @@ class _Add(torch.autograd.Function):
 # One element a thread (`BLOCK = 128` above) is a load of 4 bytes from `x` and one from `y`; four
 # (512) fill 16 bytes; eight (1,024) make two such loads, both in flight. Below 128, threads repeat
 # what others do. Larger blocks take more [registers](../glossary.md#register), so fewer programs
-# fit on an SM ([occupancy](../glossary.md#occupancy)). Which is the smallest good one in bfloat16?
+# fit on an SM ([occupancy](../glossary.md#occupancy)). (`num_stages`, the other setting of a launch, concerns [loops](compiler.py#what-num_stages-changes).) Which is the smallest good block in bfloat16?
 #
 # {{ figure("vector_add_block", caption="Below 512 elements, starting a program costs more than its work.") }}
 #
@@ -542,9 +541,9 @@ if __name__ == "__main__":
 # {% set large = row("vector_add", provider="triton", n=2**28) %}
 # {% set small = row("vector_add", provider="triton", n=2**12) %}
 # At 2²⁸ `add` takes {{ large.ms | ms }}, {{ large.percent | pct }} of the copy of as many
-# bytes{{ claim(large.percent >= 99) }}; torch takes
-# {{ row("vector_add", provider="torch", n=2**28).ms | ms }}. (More than 100 % is no error: changing between
-# reading and writing costs time, and an add, which mostly reads, changes less.) **A lone
+# bytes{{ claim(large.percent >= 99) }}; torch takes {{ row("vector_add", provider="torch", n=2**28).ms | ms }}. (More than 100 % is no error: changing between
+# reading and writing costs time, and an add, which mostly reads, changes less. At the left end the
+# add moves less than its copy, for the smallest copy measured is one of 256 KiB.) **A lone
 # element-wise kernel is not where Triton pays**; one in place of several is, as in [softmax](../fusion/softmax.py).
 #
 # ### Why small sizes look bad
@@ -607,9 +606,10 @@ if __name__ == "__main__":
 #
 #     ??? success "Answer"
 #
-#         Four pixels are three words. View the image as int32; each lane loads words `3 * i` to
-#         `3 * i + 2`, takes the bytes apart with shifts (pixel 1 is byte 3 of the first word, bytes
-#         0 and 1 of the second), and stores four results as one word: four accesses, not sixteen.
+#         Four pixels are three words. View a contiguous image as int32 (`H * W` a multiple of 4);
+#         lane `i` loads words `3 * i` to `3 * i + 2`, takes the bytes apart with shifts (pixel 1 is
+#         byte 3 of the first word, bytes 0 and 1 of the second), and stores four results as one
+#         word: four accesses, not sixteen.
 #
 # ## Use it in your project
 #
