@@ -98,7 +98,7 @@ def row_sum_kernel(
 # `combine`, a `@triton.jit` function, makes one element out of two. It must be associative, since
 # the tree decides how elements are grouped, and commutative, since the layout decides their order.
 # `x` may be a tuple: pairs of value and column would do (exercise 2). But such a `combine` is ten
-# instructions, and at {{ row("row_sum", provider="triton_read", n_cols=16384).tbps | n(1) }} TB/s each [SM](../glossary.md#sm), with 128 instructions a cycle at 1.8 GHz, has time for {{ (env.sms * 128 * 1.8e9 / (row("row_sum", provider="triton_read", n_cols=16384).tbps * 1e12 / 2)) | n(0) }} a number, loads and all. So compare less, and cheaper:
+# instructions, and at {{ row("row_sum", provider="triton_read", n_cols=16384).tbps | n(1) }} TB/s the lanes of all [SMs](../glossary.md#sm) {% set lanes = rec("foundations/memory_hierarchy").row("multiply_add", warps_per_sm=16).tflops / 2 %}([{{ lanes | n }} × 10¹² instructions a second](../foundations/memory_hierarchy.py#registers-a-chain-of-multiply-adds)) have time for {{ (lanes / (row("row_sum", provider="triton_read", n_cols=16384).tbps / 2)) | n(0) }} a number, loads and all. So compare less, and cheaper:
 #
 # - **Vectors first.** The loop takes the maximum of each vector, `tl.reduce` with `_larger` within
 #   the thread, and keeps the place of the best. A thread meets its vectors in rising order, so a
@@ -225,8 +225,8 @@ def column_sum_kernel(
 # [atomic](../glossary.md#atomic-operation), which returns how many came before. Which program is
 # last changes from run to run; what it adds up, and in what order, does not. Two things make that
 # sound. The addition *releases* and *acquires*: whoever reads the full count sees all sums stored
-# before. And each call has a count of its own, which a small launch before it sets to 0: one that
-# is kept would serve two streams at once.
+# before. And each call has a count of its own: one that is kept would serve two streams at once.
+# To zero it is a launch too, but of PyTorch's, in C++; the host still needs less time than for column sums, two launches of Triton's.{{ claim(row("full_sum", provider="triton", n=2**29).host_us < row("column_sum", provider="triton", n_cols=8192).host_us) }}
 #
 # The other way is shorter: each program adds its sum to the same word, in order of arrival.
 # Which is faster? And which gives the same bits twice? In float32 `(1e8 + 1) - 1e8` is 0.
@@ -308,10 +308,11 @@ def scan_kernel(x_ptr, gate_ptr, y_ptr, n_cols, BLOCK: tl.constexpr, GATED: tl.c
 # %% [markdown]
 # ## The functions around them
 #
-# How work is divided depends on the shape alone, not on the number of SMs: the same bits on every
-# GPU. **Gradients:** an element enters a sum with the factor 1, so the gradient that arrives is
-# *broadcast*: `expand`, a view, no kernel. The gradient of a maximum is not unique at a tie, where
-# `torch.amax` spreads it; here the column returned gets it, through torch's `gather`.
+# How work is divided depends on shape, dtype, strides and alignment, not on the number of SMs: the
+# same tensor gives the same bits. (A slice may round otherwise than its copy.) **Gradients:** an
+# element enters a sum with the factor 1, so the gradient that arrives is *broadcast*: `expand`, a
+# view, no kernel. That of a maximum is not unique at a tie, where `torch.amax` spreads it; here the
+# column returned gets it, through torch's `gather`.
 
 # %%
 def reduce_sum_reference(x, dim=None):
@@ -619,11 +620,12 @@ if __name__ == "__main__":
 # - **Maxima of short rows**: {{ (row("row_max", provider="triton_read", n_cols=256).ms / row("row_max", provider="triton", n_cols=256).ms * 100) | pct }} of a read's speed at 256 columns. Each row writes 10 bytes for the 512 that it reads, 8 of them for the column (int64, as torch's), and after the loop come two trees and one more load, of the best vector.
 # - **Log-sum-exp of short rows**: {{ (row("logsumexp", provider="triton_read", n_cols=4096).ms / row("logsumexp", provider="triton", n_cols=4096).ms * 100) | pct }} of a read's speed at 4,096 columns, {{ (row("logsumexp", provider="triton_read", n_cols=16384).ms / row("logsumexp", provider="triton", n_cols=16384).ms * 100) | pct }} at 16,384{{ claim(row("logsumexp", provider="triton", n_cols=16384).ms < 0.9 * row("logsumexp", provider="triton", n_cols=4096).ms) }}: the maximum's tree must end before an exponential can begin, and a short row has little else to do meanwhile. torch.compile takes {{ (row("logsumexp", provider="torch_compile", n_cols=4096).ms / row("logsumexp", provider="triton", n_cols=4096).ms) | times }} and {{ (row("logsumexp", provider="torch_compile", n_cols=16384).ms / row("logsumexp", provider="triton", n_cols=16384).ms) | times }} as long{{ claim(row("logsumexp", provider="torch_compile", n_cols=4096).ms > 1.02 * row("logsumexp", provider="triton", n_cols=4096).ms) }}.
 # - **Columns, where 8 does not divide the width**, in bfloat16: each element is loaded by itself.
+# - **Few long rows**, in `scan` and row sums: a row is one program's, so fewer rows than SMs leave some idle. A lone row is better summed with `dim=None`; to [split](../patterns.md#split) rows in general takes a second step.
 #
 # ## What to remember
 #
 # 1. A reduction costs a read. Combine in registers, element by element; build one tree, at the end.
-# 2. A scan takes any associative rule, a reduction one that is commutative too: sums, pairs, maps.
+# 2. A scan takes any associative rule; a reduction's must commute as well, as sums and maxima do.
 # 3. Two stages add in an order that positions decide: the same bits every time, for little or
 #    nothing.
 #
@@ -645,8 +647,8 @@ if __name__ == "__main__":
 #
 # ## Use it in your project
 #
-# The block "Copy this kernel" needs torch and triton alone. API:
-# [reduce_sum][examples.fusion.reductions.reduce_sum],
+# From "Copy this kernel": `dbias = reduce_sum(dout, 0)`, `values, columns = row_max(logits)`,
+# `y = scan(x, gates)`. API: [reduce_sum][examples.fusion.reductions.reduce_sum],
 # [row_max][examples.fusion.reductions.row_max], [scan][examples.fusion.reductions.scan].
 
 # %% tags=["fold"]
