@@ -51,8 +51,8 @@ import triton.language as tl
 # %% [markdown]
 # ## The kernel to tune
 #
-# Each program walks along K and adds up products of blocks. `pid_m` and `pid_n` go through the tiles
-# in bands `GROUP_M` high, so that programs which run together share rows and columns in L2 ([a picture](../patterns.md#tiles); [where it gains nothing](../faq.md#why-does-grouped-ordering-group_size_m-show-no-gain)).
+# Each program walks along K and adds up products of blocks. `pid_m` and `pid_n` go through the
+# tiles in bands `GROUP_M` high, so that programs which run together share rows and columns in L2 ([a picture](../patterns.md#tiles); [where it gains nothing](../faq.md#why-does-grouped-ordering-group_size_m-show-no-gain)).
 # Rows and columns past the edge wrap round (`%`): they read what exists, and are not stored.
 # `EVEN_K` says that whole blocks cover K, so that the loop needs no [mask](../glossary.md#mask).
 

@@ -316,9 +316,9 @@ if __name__ == "__main__":
     print(scaled.resources)
 
 # %% [markdown]
-# The thread's number (`%tid.x`) times 8 (`shl` by 3) is the layout; the program's (`%ctaid.x`) times
-# 1,024 (`mul.wide`) is where it starts. One comparison, `setp`, masks all eight elements: only where
-# it holds does `@%p1` let the load run. In SASS four `F2FP` round and pack two results each.
+# The thread's number (`%tid.x`) times 8 (`shl` by 3) is the layout; the program's (`%ctaid.x`)
+# times 1,024 (`mul.wide`) is its start. One comparison, `setp`, masks all eight elements: `@%p1`
+# loads only where it holds. In SASS four `F2FP` round and pack two results each.
 #
 # A launch returns the same ([checked](#check)): after `compiled = kernel[grid](...)` look at `compiled.asm`, `compiled.metadata.shared`, `compiled.n_regs`, `compiled.n_spills`.
 #
@@ -416,7 +416,7 @@ if __name__ == "__main__":
 # %% [markdown]
 # - **The same**: the source, and on NVIDIA GPUs the TTIR, to the letter. **Different**: the rest.
 # - **`sm_90`**: the 4. `wgmma` takes its operands from shared memory; warps go on while it runs.
-# - **`sm_80`, `sm_120`**: a warp's `mma.sync` multiplies 16 × 16 by 16 × 8, from registers: 64 times.
+# - **`sm_80`, `sm_120`**: 64 of `mma.sync`: a warp multiplies 16 × 16 by 16 × 8, from registers.
 # - **`sm_100`**: one thread starts `tcgen05.mma`; the sum lies in *tensor memory*. **`gfx942`**:
 #   `v_mfma`, in warps of 64 threads; there is no PTX, the last text is AMD's assembly.
 # - **`sm_75`**: a T4 has tensor cores, Triton no longer uses them: 4,096 multiply-adds in a thread,
