@@ -356,7 +356,7 @@ def bias_relu(kernel, x, bias, out, **config):
 #
 # `@triton.autotune(..., cache_results=True)`, or `TRITON_CACHE_AUTOTUNING=1` for all tuners, writes
 # `<kernel>.autotune.json` beside the compiled kernels, in `TRITON_CACHE_DIR` or `~/.triton/cache`:
-# off unless you ask, in Triton 3.6 and 3.7, and never for configurations with a `pre_hook`. It is
+# off unless you ask, and never for a configuration whose `pre_hook` runs before each launch. It is
 # found again for the same Triton, kernel source, key, configurations, and architecture. That is
 # `sm_90`, not the model: **an H200 believes what an H100 measured**, where they share a directory.
 #
@@ -583,7 +583,7 @@ if __name__ == "__main__":
 # ??? question "2 (medium): add `BLOCK_K` 32 and 128 for 128 × 256, 8 warps. What fits, what wins?"
 #     ??? success "Answer"
 #         128 only with 2 stages, 192 KiB, and it loses: one stage ahead hides little (64 with 2 takes {{ (row("matmul_sweep", n=4096, tile="128 × 256", num_warps=8, num_stages=2).ms / row("matmul_sweep", n=4096, tile="128 × 256", num_warps=8, num_stages=3).ms) | times }} as long as with 3).
-#         32 fits with up to 9 stages; 8 of them hold as much as 4 of 64, in twice the turns.
+#         32 fits with up to 9 stages; 8 of them hold as much as 4 of 64, in twice the turns, and come close.
 #
 # ??? question "3 (hard): `restore_value` blurs the clock. Tune in place without it, safely."
 #     ??? success "Answer"

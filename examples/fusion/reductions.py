@@ -9,7 +9,7 @@
 #
 # # Reductions: many numbers become one
 #
-# A loss adds up a batch, a bias gradient adds up rows, a token is the largest of 128,256 logits. Here one output depends on a billion inputs, and [programs](../glossary.md#program) neither wait for each other nor run in a fixed order. **Who adds what to what, how fast, and will the result be the same tomorrow?**
+# A loss adds up a batch, a bias gradient adds up rows, a token is the largest of 128,256 logits. Here one output depends on up to half a billion inputs, and [programs](../glossary.md#program) neither wait for each other nor run in a fixed order. **Who adds what to what, how fast, and will the result be the same tomorrow?**
 #
 # ## What a reduction must cost
 #
@@ -41,7 +41,7 @@ def read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
 #   for another; the tree comes once, at the end. Where rows are short, a program takes several.
 # - **Within the thread first.** A thread loads 16 bytes at once, 8 bfloat16 numbers. As an axis of
 #   their own these are added first, so that accumulators take an eighth of the [registers](../glossary.md#register).
-# - **Whole vectors.** A row of 1,823 numbers begins anywhere, and a [mask](../glossary.md#mask) that cuts a vector makes the compiler load element by element. So the loop takes whole vectors of the row, and a small block takes the few numbers at its ends, as in [softmax](softmax.py).
+# - **Whole vectors.** A row of 1,823 numbers begins anywhere, and a [mask](../glossary.md#mask) that cuts a vector makes the compiler load element by element. So the loop takes whole vectors of the row, and a small block takes the few numbers at its ends. ([Softmax](softmax.py), the next lecture, does so too.)
 #
 # {{ diagram("reductions_tile") }}
 #
@@ -525,7 +525,8 @@ if __name__ == "__main__" and torch.cuda.is_available():
 # %% [markdown]
 # A float32 has 24 bits: an addition rounds by up to $u = 6 \cdot 10^{-8}$ of its result. One
 # accumulator adds $n$ times, so it errs by up to $n u$. With $L$ accumulators and a tree no number
-# is rounded more than $n / L + \log_2 L$ times: parallel sums are the *more* exact ones.
+# is rounded more than $n / L + \log_2 L$ times: parallel sums are the *more* exact ones. Atomics
+# add up 4,096 programs' sums in one accumulator again.
 #
 # ## Check
 #
@@ -615,17 +616,16 @@ if __name__ == "__main__":
 # {% set ours, read = rows("full_sum", provider="triton"), rows("full_sum", provider="triton_read") -%}
 # - **Sums of up to 2²⁶ numbers.** A sum ends {{ ((ours[0].ms - read[0].ms) * 1000) | n(1) }} µs after the read of 2¹⁶ numbers, {{ ((ours[4].ms - read[4].ms) * 1000) | n(1) }} after that of 2²⁶,
 #   {{ (read[4].ms / ours[4].ms * 100) | pct }} of its speed: the launch that zeroes the count comes first, counting and fetching the sums come last.{{ claim(read[4].ms / ours[4].ms >= 0.82) }}
-#   {% set compiled = row("full_sum", provider="torch_compile", n=2**24) -%}
-#   torch.compile takes {{ (100 - compiled.ms / ours[3].ms * 100) | pct }} less time for 2²⁴ numbers, and less for every size up to 2²⁶.{{ claim(compiled.ms < 0.97 * ours[3].ms) }}{% for r in ours[:5] %}{{ claim(row("full_sum", provider="torch_compile", n=r.n).ms < r.ms) }}{% endfor %} The host needs {{ ours[3].host_us | n(0) }} µs a call, torch's, which is C++, {{ row("full_sum", provider="torch", n=2**24).host_us | n(0) }}; column sums, two launches, {{ row("column_sum", provider="triton", n_cols=8192).host_us | n(0) }}.
+#   {% set compiled = row("full_sum", provider="torch_compile", n=2**24) -%} torch.compile takes {{ (100 - compiled.ms / ours[3].ms * 100) | pct }} less time for 2²⁴ numbers, and less for every size up to 2²⁶.{{ claim(compiled.ms < 0.97 * ours[3].ms) }}{% for r in ours[:5] %}{{ claim(row("full_sum", provider="torch_compile", n=r.n).ms < r.ms) }}{% endfor %} The host needs {{ ours[3].host_us | n(0) }} µs a call, torch's, which is C++, {{ row("full_sum", provider="torch", n=2**24).host_us | n(0) }}; column sums, two launches, {{ row("column_sum", provider="triton", n_cols=8192).host_us | n(0) }}.
 # - **Maxima of short rows**: {{ (row("row_max", provider="triton_read", n_cols=256).ms / row("row_max", provider="triton", n_cols=256).ms * 100) | pct }} of a read's speed at 256 columns. Each row writes 10 bytes for the 512 that it reads, 8 of them for the column (int64, as torch's), and after the loop come two trees and one more load, of the best vector.
 # - **Log-sum-exp of short rows**: {{ (row("logsumexp", provider="triton_read", n_cols=4096).ms / row("logsumexp", provider="triton", n_cols=4096).ms * 100) | pct }} of a read's speed at 4,096 columns, {{ (row("logsumexp", provider="triton_read", n_cols=16384).ms / row("logsumexp", provider="triton", n_cols=16384).ms * 100) | pct }} at 16,384{{ claim(row("logsumexp", provider="triton", n_cols=16384).ms < 0.9 * row("logsumexp", provider="triton", n_cols=4096).ms) }}: the maximum's tree must end before an exponential can begin, and a short row has little else to do meanwhile. torch.compile takes {{ (row("logsumexp", provider="torch_compile", n_cols=4096).ms / row("logsumexp", provider="triton", n_cols=4096).ms) | times }} and {{ (row("logsumexp", provider="torch_compile", n_cols=16384).ms / row("logsumexp", provider="triton", n_cols=16384).ms) | times }} as long{{ claim(row("logsumexp", provider="torch_compile", n_cols=4096).ms > 1.02 * row("logsumexp", provider="triton", n_cols=4096).ms) }}.
 # - **Columns, where 8 does not divide the width**, in bfloat16: each element is loaded by itself.
-# - **Few long rows**, in `scan` and row sums: a row is one program's, so fewer rows than SMs leave some idle. A lone row is better summed with `dim=None`; to [split](../patterns.md#split) rows in general takes a second step.
+# - **Few long rows**, in `scan`, row sums and maxima: a row is one program's, so fewer rows than SMs leave some idle. A lone row is better summed with `dim=None`; to [split](../patterns.md#split) rows in general takes a second step.
 #
 # ## What to remember
 #
 # 1. A reduction costs a read. Combine in registers, element by element; build one tree, at the end.
-# 2. A scan takes any associative rule; a reduction's must commute as well, as sums and maxima do.
+# 2. A scan takes any associative rule; a reduction's must commute too, as sums and maxima do.
 # 3. Two stages add in an order that positions decide: the same bits every time, for little or
 #    nothing.
 #
