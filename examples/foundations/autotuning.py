@@ -583,7 +583,7 @@ if __name__ == "__main__":
 # ??? question "2 (medium): add `BLOCK_K` 32 and 128 for 128 × 256, 8 warps. What fits, what wins?"
 #     ??? success "Answer"
 #         128 only with 2 stages, 192 KiB, and it loses: one stage ahead hides little (64 with 2 takes {{ (row("matmul_sweep", n=4096, tile="128 × 256", num_warps=8, num_stages=2).ms / row("matmul_sweep", n=4096, tile="128 × 256", num_warps=8, num_stages=3).ms) | times }} as long as with 3).
-#         32 fits with up to 9 stages; 8 come close, and hold as much as 4 of 64, in twice the turns.
+#         32 fits with up to 9 stages; 8, the bytes of 4 of 64 in twice the turns, come close.
 #
 # ??? question "3 (hard): `restore_value` blurs the clock. Tune in place without it, safely."
 #     ??? success "Answer"
