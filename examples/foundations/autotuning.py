@@ -51,10 +51,10 @@ import triton.language as tl
 # %% [markdown]
 # ## The kernel to tune
 #
-# Each program walks along K and adds up products of blocks. Programs take tiles in bands `GROUP_M`
-# high, so that those which run together share rows and columns in L2. Rows and columns past the
-# edge wrap round (`%`): they read what exists, and are not stored. `EVEN_K` says that whole blocks
-# cover K, so that the loop needs no [mask](../glossary.md#mask).
+# Each program walks along K and adds up products of blocks. `pid_m` and `pid_n` go through the
+# tiles in bands `GROUP_M` high, so that programs which run together share rows and columns in L2 ([a picture](../patterns.md#tiles); [where it gains nothing](../faq.md#why-does-grouped-ordering-group_size_m-show-no-gain)).
+# Rows and columns past the edge wrap round (`%`): they read what exists, and are not stored.
+# `EVEN_K` says that whole blocks cover K, so that the loop needs no [mask](../glossary.md#mask).
 
 
 # %%
@@ -118,8 +118,8 @@ def _launch(kernel, a, b, c, **config):
 #
 # The rest are alternatives. A `triton.Config` holds constexpr arguments, `num_warps` and
 # `num_stages`; nine tiles, two numbers of warps and four of stages make 72. `fits` drops what
-# arithmetic rules out, before it is even compiled. `estimate` sorts the others, by what a program
-# loads or multiplies and by how many [waves](../glossary.md#wave) of programs there are; the first `top_k` run.
+# arithmetic rules out, before it is even compiled. `estimate` sorts the others: so many [waves](../glossary.md#wave)
+# of programs, each as long as the longer of its loads and its products; the first `top_k` run.
 
 
 # %%
@@ -346,7 +346,7 @@ def bias_relu(kernel, x, bias, out, **config):
 #   in 16 threads, all of it is done in {{ (threads.ms / 1e3) | n(1) }} s instead of
 #   {{ (cold.ms / 1e3) | n(1) }}{{ claim(threads.ms < 0.8 * cold.ms) }}: the tuner's `warmup`, inside
 #   `triton.AsyncCompileMode(ThreadPoolExecutor())`.
-# - **Neither**: {{ saved.ms | n(1) }} ms with timings on disk, {{ fixed.ms | n(1) }} with one configuration{{ claim(saved.ms < 100 and fixed.ms < 100) }}.
+# - **Neither**: {{ saved.ms | n(1) }} ms with timings on disk, {{ fixed.ms | n(1) }} with one configuration and no tuner (`fixed`){{ claim(saved.ms < 100 and fixed.ms < 100) }}.
 #
 # The first guess loses {{ (first.ms - best) | ms }} a call, so measuring pays for itself after
 # {{ (again.ms / (first.ms - best)) | n }} calls: nothing for a training run, too much for a script. On a server
@@ -356,7 +356,7 @@ def bias_relu(kernel, x, bias, out, **config):
 #
 # `@triton.autotune(..., cache_results=True)`, or `TRITON_CACHE_AUTOTUNING=1` for all tuners, writes
 # `<kernel>.autotune.json` beside the compiled kernels, in `TRITON_CACHE_DIR` or `~/.triton/cache`:
-# off unless you ask, in Triton 3.6 and 3.7, and never for configurations with a `pre_hook`. It is
+# off unless you ask, and never for a configuration whose `pre_hook` runs before each launch. It is
 # found again for the same Triton, kernel source, key, configurations, and architecture. That is
 # `sm_90`, not the model: **an H200 believes what an H100 measured**, where they share a directory.
 #
@@ -416,8 +416,9 @@ if __name__ == "__main__":
 # ## Ship what you found
 #
 # The tuner belongs in development; what you ship is a table. `matmul` takes the largest tile of
-# which there are enough for nearly every SM. It computes the same way in each process, and works
-# inside a CUDA graph, where a search fails. (A tuner of *one* configuration never measures.)
+# which there are enough for nearly every SM. It computes the same way in each process, and can be
+# captured in a CUDA graph; a search cannot, for it waits for the GPU. (A tuner of *one*
+# configuration never measures.)
 
 
 # %% tags=["copy"]
@@ -559,8 +560,7 @@ if __name__ == "__main__":
 # {% set peer = row("matmul", provider="cublas", n=4096) %}
 # At 4,096 the table gives {{ ours.tflops | tflops }}, the first guess
 # {{ guess.tflops | n }}{{ claim(ours.tflops > 1.5 * guess.tflops) }}, cuBLAS
-# {{ peer.tflops | n }}{{ claim(0.9 < peer.ms / ours.ms < 1) }}. **The library wins**: it has many more kernels to choose from. And
-# a table is for one chip: an RTX 40 has no room for the first row.
+# {{ peer.tflops | n }}{{ claim(0.9 < peer.ms / ours.ms < 1) }}. **The library wins** here, the table at 512{{ claim(row("matmul", provider="triton", n=512).ms < row("matmul", provider="cublas", n=512).ms) }}. It is a table for one chip: an RTX 40 has no room for its first row. And it wants many rows: 16 fill a quarter of the smallest tile, and may make too few programs for the SMs ([split](../patterns.md#split)).
 #
 # Each decorator costs host time on each call: the first guess has one, the tuned kernel two{{ claim(row("matmul", provider="triton_autotuned", n=512).host_us > row("matmul", provider="triton_first_guess", n=512).host_us + 2) }}. `matmul` (Triton) has none; it checks its arguments and allocates the result.
 #
@@ -582,8 +582,8 @@ if __name__ == "__main__":
 #
 # ??? question "2 (medium): add `BLOCK_K` 32 and 128 for 128 × 256, 8 warps. What fits, what wins?"
 #     ??? success "Answer"
-#         128 only with 2 stages, 192 KiB, and it loses a third: one stage ahead hides little. 32
-#         fits with up to 9 stages, and with 8 comes close: half the block, twice the turns.
+#         128 only with 2 stages, 192 KiB, and it loses: one stage ahead hides little (64 with 2 takes {{ (row("matmul_sweep", n=4096, tile="128 × 256", num_warps=8, num_stages=2).ms / row("matmul_sweep", n=4096, tile="128 × 256", num_warps=8, num_stages=3).ms) | times }} as long as with 3).
+#         32 fits with up to 9 stages; 8, the bytes of 4 of 64 in twice the turns, come close.
 #
 # ??? question "3 (hard): `restore_value` blurs the clock. Tune in place without it, safely."
 #     ??? success "Answer"

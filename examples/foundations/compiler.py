@@ -21,9 +21,9 @@
 # - **`scale`**, `out = x * factor`: 1,024 bfloat16 for 128 threads are 8 each, 16 bytes, the most a
 #   load can fetch. So **one load and one store in a thread**, if the compiler can prove that the 8
 #   lie together, at a multiple of 16 bytes.
-# - **`product`**, a tile of 128 × 128 in steps of 64 along K: Hopper's [wgmma](../glossary.md#wgmma)
-#   multiplies 64 × 128 by 16 in four [warps](../glossary.md#warp). Eight warps are two such groups:
-#   **4 instructions a step**. Its operands in [shared memory](../glossary.md#shared-memory) take
+# - **`product`**, a tile of 128 × 128 in steps of 64 along K: one Hopper [wgmma](../glossary.md#wgmma)
+#   multiplies 64 × 16 by 16 × 128 in four [warps](../glossary.md#warp). Eight warps are two such groups,
+#   with 64 rows each: **4 instructions a step**. Its operands in [shared memory](../glossary.md#shared-memory) take
 #   (128 + 128) × 64 × 2 bytes, **32 KiB a stage**; the sum takes 128 × 128 / 256 = **64
 #   [registers](../glossary.md#register) of a thread**.
 #
@@ -316,16 +316,16 @@ if __name__ == "__main__":
     print(scaled.resources)
 
 # %% [markdown]
-# The thread's number times 8 (`shl` by 3) is the layout, `mul.wide 1024` the program's start. One
-# comparison masks all eight elements; in SASS four `F2FP` round and pack two results each.
+# The thread's number (`%tid.x`) times 8 (`shl` by 3) is the layout; the program's (`%ctaid.x`)
+# times 1,024 (`mul.wide`) is its start. One comparison, `setp`, masks all eight elements: `@%p1`
+# loads only where it holds. In SASS four `F2FP` round and pack two results each.
 #
-# A launch returns all this: after `compiled = kernel[grid](...)` look at `compiled.asm`,
-# `compiled.metadata.shared`, `compiled.n_regs`, `compiled.n_spills`. They are equal ([check](#check)).
+# A launch returns the same ([checked](#check)): after `compiled = kernel[grid](...)` look at `compiled.asm`, `compiled.metadata.shared`, `compiled.n_regs`, `compiled.n_spills`.
 #
 # ## Coalescing and vector width
 #
 # Memory is fast where neighbouring threads want neighbouring addresses
-# ([coalescing](../glossary.md#coalescing)), 16 bytes each. Which of these can be proven to?
+# ([coalescing](../glossary.md#coalescing)), 16 bytes each. For which of these can the compiler prove that they do? (`lanes` are `threadsPerWarp`.)
 
 # %%
 def accesses(ptx):
@@ -354,17 +354,17 @@ if __name__ == "__main__":
 #   any two. Each is loaded singly, and what a warp fetches at once lies 16 bytes apart.
 # - **Addresses none**: without hope of wide loads, elements are dealt out singly, and coalesced.
 # - **Rows, columns**: the layout follows the memory, since the stride of 1 is a constant.
-#   **Neither**: any order of the threads is wrong for one: here for rows, in 3.7 for columns.
+#   **Neither**: any order of threads is wrong for one of the two, here rows, in Triton 3.7 columns.
 #
 # Predict what the second and the third case cost, beside the first:
 #
-# {{ figure("vector_width", caption="Narrow loads cost little while they are coalesced, and much where they are not.") }}
+# {{ figure("vector_width", caption="Loads of 2 bytes take a fifth more time while they are coalesced, four times as much where they are not.") }}
 #
-# {% set apart = row("vector_width", case="2 bytes, apart") %}{% set narrow = row("vector_width", case="2 bytes") %}
+# {% set apart = row("vector_width", case="2 bytes, apart") %}{% set narrow = row("vector_width", case="2 bytes") %}{% set wide = row("vector_width", case="16 bytes") %}{{ claim(1.15 < narrow.ms / wide.ms < 1.27 and 3.6 < apart.ms / wide.ms < 4.4) }}
 # {% set tile = row("coalescing", provider="triton", case="rows") %}{% set wrong = row("coalescing", provider="triton_strides_hidden", case="rows") %}
 # Coalesced loads of 2 bytes: {{ narrow.percent | pct }} of a copy{{ claim(70 < narrow.percent < 95) }}. Where
 # they lie apart, {{ apart.percent | pct }}{{ claim(apart.percent < 50) }}, for one element less ([the remedy](programming_model.py#one-change-whole-blocks-need-no-mask)).
-# And tiles: with strides hidden from the compiler, rows take {{ (wrong.ms / tile.ms) | times }} as long{{ claim(wrong.ms > 5 * tile.ms) }}.
+# And tiles: with strides hidden from the compiler, rows take {{ (wrong.ms / tile.ms) | times }} as long{{ claim(wrong.ms > 5 * tile.ms) }}. With strides known, columns still beat rows{{ claim(row("coalescing", provider="triton", case="columns").ms < tile.ms) }}, perhaps because programs that start together, along `program_id(0)`, are then neighbours in memory.
 #
 # {{ table("coalescing", columns=["provider", "case", "ms", "percent"]) }}
 #
@@ -416,8 +416,8 @@ if __name__ == "__main__":
 # %% [markdown]
 # - **The same**: the source, and on NVIDIA GPUs the TTIR, to the letter. **Different**: the rest.
 # - **`sm_90`**: the 4. `wgmma` takes its operands from shared memory; warps go on while it runs.
-# - **`sm_80`, `sm_120`**: `mma.sync` multiplies 16 × 8 by 16 in a warp, from registers: 64 of them.
-# - **`sm_100`**: one thread starts `tcgen05.mma`; the sum has a memory of its own. **`gfx942`**:
+# - **`sm_80`, `sm_120`**: 64 of `mma.sync`: a warp multiplies 16 × 16 by 16 × 8, from registers.
+# - **`sm_100`**: one thread starts `tcgen05.mma`; the sum lies in *tensor memory*. **`gfx942`**:
 #   `v_mfma`, in warps of 64 threads; there is no PTX, the last text is AMD's assembly.
 # - **`sm_75`**: a T4 has tensor cores, Triton no longer uses them: 4,096 multiply-adds in a thread,
 #   and a [spill](../glossary.md#spill): what finds no register goes to memory. It compiles silently.
@@ -472,7 +472,7 @@ if __name__ == "__main__":
 #
 # ## Why is a float32 product inexact?
 #
-# Tensor cores take no float32: unless told otherwise `tl.dot` silently takes its inputs for [TF32](../glossary.md#tf32), ten bits of fraction. The PTX says so.
+# Tensor cores take no float32: without `input_precision=` `tl.dot` silently takes its inputs for [TF32](../glossary.md#tf32), ten bits of fraction. (PyTorch does so [only where you allow it](https://docs.pytorch.org/docs/stable/notes/cuda.html).) The PTX says so.
 
 # %%
 FP32 = PRODUCT | dict.fromkeys(POINTERS, "*fp32:16") | {"BLOCK_K": 32}
@@ -485,15 +485,15 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # {% set tf32 = row("precision", provider="triton", precision="tf32") %}{% set by_rows = row("precision", provider="triton_b_by_rows", precision="tf32") %}
-# `tf32x3` splits each number in two and multiplies three times; `ieee` uses no tensor core. For
+# `ieee` uses no tensor core, and rounds each sum 4,096 times. `tf32x3` splits each number in two and multiplies three times, and errs even less{{ claim(row("precision", provider="triton", precision="tf32x3").error_ppm < row("precision", provider="triton", precision="ieee").error_ppm) }}. For
 # TF32 `wgmma` wants K consecutive: if `b` lies by rows, threads must turn it, and TF32 takes {{ (by_rows.ms / tf32.ms) | times }}
-# as long{{ claim(by_rows.ms > 2 * tf32.ms) }}. Errors in millionths of the largest result{{ claim(tf32.error_ppm > 50 * row("precision", provider="triton", precision="ieee").error_ppm) }}; Triton hands float32 over unrounded, and errs more than twice as much as cuBLAS{{ claim(tf32.error_ppm > 2 * row("precision", provider="cublas", precision="tf32").error_ppm) }}:
+# as long{{ claim(by_rows.ms > 2 * tf32.ms) }}; `ieee` is faster by rows{{ claim(row("precision", provider="triton_b_by_rows", precision="ieee").ms < 0.7 * row("precision", provider="triton", precision="ieee").ms) }}. Errors are in millionths of the largest result{{ claim(tf32.error_ppm > 50 * row("precision", provider="triton", precision="ieee").error_ppm) }}; Triton hands float32 over unrounded, so that the other digits are cut off, and errs more than twice as much as cuBLAS{{ claim(tf32.error_ppm > 2 * row("precision", provider="cublas", precision="tf32").error_ppm) }}:
 #
 # {{ table("precision", columns=["provider", "precision", "tflops", "error_ppm"]) }}
 #
 # ## Check
 #
-# The kernels against their references, then each statement of this page against the compiler.
+# The kernels against their references, then what this page says of the compiler's output.
 
 # %% tags=["fold"]
 def scale_reference(x, factor):

@@ -9,7 +9,7 @@
 #
 # # Reductions: many numbers become one
 #
-# A loss adds up a batch, a bias gradient adds up rows, a token is the largest of 128,256 logits. Here one output depends on a billion inputs, and [programs](../glossary.md#program) neither wait for each other nor run in a fixed order. **Who adds what to what, how fast, and will the result be the same tomorrow?**
+# A loss adds up a batch, a bias gradient adds up rows, a token is the largest of 128,256 logits. Here one output depends on up to half a billion inputs, and [programs](../glossary.md#program) neither wait for each other nor run in a fixed order. **Who adds what to what, how fast, and will the result be the same tomorrow?**
 #
 # ## What a reduction must cost
 #
@@ -41,7 +41,7 @@ def read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
 #   for another; the tree comes once, at the end. Where rows are short, a program takes several.
 # - **Within the thread first.** A thread loads 16 bytes at once, 8 bfloat16 numbers. As an axis of
 #   their own these are added first, so that accumulators take an eighth of the [registers](../glossary.md#register).
-# - **Whole vectors.** A row of 1,823 numbers begins anywhere, and a [mask](../glossary.md#mask) that cuts a vector makes the compiler load element by element. So the loop takes whole vectors of the row, and a small block takes the few numbers at its ends, as in [softmax](softmax.py).
+# - **Whole vectors.** A row of 1,823 numbers begins anywhere, and a [mask](../glossary.md#mask) that cuts a vector makes the compiler load element by element. So the loop takes whole vectors of the row, and a small block takes the few numbers at its ends. ([Softmax](softmax.py), the next lecture, does so too.)
 #
 # {{ diagram("reductions_tile") }}
 #
@@ -98,7 +98,7 @@ def row_sum_kernel(
 # `combine`, a `@triton.jit` function, makes one element out of two. It must be associative, since
 # the tree decides how elements are grouped, and commutative, since the layout decides their order.
 # `x` may be a tuple: pairs of value and column would do (exercise 2). But such a `combine` is ten
-# instructions, and at {{ row("row_sum", provider="triton_read", n_cols=16384).tbps | n(1) }} TB/s each [SM](../glossary.md#sm), with 128 instructions a cycle at 1.8 GHz, has time for {{ (env.sms * 128 * 1.8e9 / (row("row_sum", provider="triton_read", n_cols=16384).tbps * 1e12 / 2)) | n(0) }} a number, loads and all. So compare less, and cheaper:
+# instructions, and at {{ row("row_sum", provider="triton_read", n_cols=16384).tbps | n(1) }} TB/s the lanes of all [SMs](../glossary.md#sm) {% set lanes = rec("foundations/memory_hierarchy").row("multiply_add", warps_per_sm=16).tflops / 2 %}([{{ lanes | n }} × 10¹² instructions a second](../foundations/memory_hierarchy.py#registers-a-chain-of-multiply-adds)) have time for {{ (lanes / (row("row_sum", provider="triton_read", n_cols=16384).tbps / 2)) | n(0) }} a number, loads and all. So compare less, and cheaper:
 #
 # - **Vectors first.** The loop takes the maximum of each vector, `tl.reduce` with `_larger` within
 #   the thread, and keeps the place of the best. A thread meets its vectors in rising order, so a
@@ -225,8 +225,8 @@ def column_sum_kernel(
 # [atomic](../glossary.md#atomic-operation), which returns how many came before. Which program is
 # last changes from run to run; what it adds up, and in what order, does not. Two things make that
 # sound. The addition *releases* and *acquires*: whoever reads the full count sees all sums stored
-# before. And each call has a count of its own, which a small launch before it sets to 0: one that
-# is kept would serve two streams at once.
+# before. And each call has a count of its own: one that is kept would serve two streams at once.
+# To zero it is a launch too, but of PyTorch's, in C++; the host still needs less time than for column sums, two launches of Triton's.{{ claim(row("full_sum", provider="triton", n=2**29).host_us < row("column_sum", provider="triton", n_cols=8192).host_us) }}
 #
 # The other way is shorter: each program adds its sum to the same word, in order of arrival.
 # Which is faster? And which gives the same bits twice? In float32 `(1e8 + 1) - 1e8` is 0.
@@ -308,10 +308,11 @@ def scan_kernel(x_ptr, gate_ptr, y_ptr, n_cols, BLOCK: tl.constexpr, GATED: tl.c
 # %% [markdown]
 # ## The functions around them
 #
-# How work is divided depends on the shape alone, not on the number of SMs: the same bits on every
-# GPU. **Gradients:** an element enters a sum with the factor 1, so the gradient that arrives is
-# *broadcast*: `expand`, a view, no kernel. The gradient of a maximum is not unique at a tie, where
-# `torch.amax` spreads it; here the column returned gets it, through torch's `gather`.
+# How work is divided depends on shape, dtype, strides and alignment, not on the number of SMs: the
+# same tensor gives the same bits. (A slice may round otherwise than its copy.) **Gradients:** an
+# element enters a sum with the factor 1, so the gradient that arrives is *broadcast*: `expand`, a
+# view, no kernel. That of a maximum is not unique at a tie, where `torch.amax` spreads it; here the
+# column returned gets it, through torch's `gather`.
 
 # %%
 def reduce_sum_reference(x, dim=None):
@@ -524,7 +525,8 @@ if __name__ == "__main__" and torch.cuda.is_available():
 # %% [markdown]
 # A float32 has 24 bits: an addition rounds by up to $u = 6 \cdot 10^{-8}$ of its result. One
 # accumulator adds $n$ times, so it errs by up to $n u$. With $L$ accumulators and a tree no number
-# is rounded more than $n / L + \log_2 L$ times: parallel sums are the *more* exact ones.
+# is rounded more than $n / L + \log_2 L$ times: parallel sums are the *more* exact ones. Atomics
+# add up 4,096 programs' sums in one accumulator again.
 #
 # ## Check
 #
@@ -614,16 +616,16 @@ if __name__ == "__main__":
 # {% set ours, read = rows("full_sum", provider="triton"), rows("full_sum", provider="triton_read") -%}
 # - **Sums of up to 2²⁶ numbers.** A sum ends {{ ((ours[0].ms - read[0].ms) * 1000) | n(1) }} µs after the read of 2¹⁶ numbers, {{ ((ours[4].ms - read[4].ms) * 1000) | n(1) }} after that of 2²⁶,
 #   {{ (read[4].ms / ours[4].ms * 100) | pct }} of its speed: the launch that zeroes the count comes first, counting and fetching the sums come last.{{ claim(read[4].ms / ours[4].ms >= 0.82) }}
-#   {% set compiled = row("full_sum", provider="torch_compile", n=2**24) -%}
-#   torch.compile takes {{ (100 - compiled.ms / ours[3].ms * 100) | pct }} less time for 2²⁴ numbers, and less for every size up to 2²⁶.{{ claim(compiled.ms < 0.97 * ours[3].ms) }}{% for r in ours[:5] %}{{ claim(row("full_sum", provider="torch_compile", n=r.n).ms < r.ms) }}{% endfor %} The host needs {{ ours[3].host_us | n(0) }} µs a call, torch's, which is C++, {{ row("full_sum", provider="torch", n=2**24).host_us | n(0) }}; column sums, two launches, {{ row("column_sum", provider="triton", n_cols=8192).host_us | n(0) }}.
+#   {% set compiled = row("full_sum", provider="torch_compile", n=2**24) -%} torch.compile takes {{ (100 - compiled.ms / ours[3].ms * 100) | pct }} less time for 2²⁴ numbers, and less for every size up to 2²⁶.{{ claim(compiled.ms < 0.97 * ours[3].ms) }}{% for r in ours[:5] %}{{ claim(row("full_sum", provider="torch_compile", n=r.n).ms < r.ms) }}{% endfor %} The host needs {{ ours[3].host_us | n(0) }} µs a call, torch's, which is C++, {{ row("full_sum", provider="torch", n=2**24).host_us | n(0) }}; column sums, two launches, {{ row("column_sum", provider="triton", n_cols=8192).host_us | n(0) }}.
 # - **Maxima of short rows**: {{ (row("row_max", provider="triton_read", n_cols=256).ms / row("row_max", provider="triton", n_cols=256).ms * 100) | pct }} of a read's speed at 256 columns. Each row writes 10 bytes for the 512 that it reads, 8 of them for the column (int64, as torch's), and after the loop come two trees and one more load, of the best vector.
 # - **Log-sum-exp of short rows**: {{ (row("logsumexp", provider="triton_read", n_cols=4096).ms / row("logsumexp", provider="triton", n_cols=4096).ms * 100) | pct }} of a read's speed at 4,096 columns, {{ (row("logsumexp", provider="triton_read", n_cols=16384).ms / row("logsumexp", provider="triton", n_cols=16384).ms * 100) | pct }} at 16,384{{ claim(row("logsumexp", provider="triton", n_cols=16384).ms < 0.9 * row("logsumexp", provider="triton", n_cols=4096).ms) }}: the maximum's tree must end before an exponential can begin, and a short row has little else to do meanwhile. torch.compile takes {{ (row("logsumexp", provider="torch_compile", n_cols=4096).ms / row("logsumexp", provider="triton", n_cols=4096).ms) | times }} and {{ (row("logsumexp", provider="torch_compile", n_cols=16384).ms / row("logsumexp", provider="triton", n_cols=16384).ms) | times }} as long{{ claim(row("logsumexp", provider="torch_compile", n_cols=4096).ms > 1.02 * row("logsumexp", provider="triton", n_cols=4096).ms) }}.
 # - **Columns, where 8 does not divide the width**, in bfloat16: each element is loaded by itself.
+# - **Few long rows**, in `scan`, row sums and maxima: a row is one program's, so fewer rows than SMs leave some idle. A lone row is better summed with `dim=None`; to [split](../patterns.md#split) rows in general takes a second step.
 #
 # ## What to remember
 #
 # 1. A reduction costs a read. Combine in registers, element by element; build one tree, at the end.
-# 2. A scan takes any associative rule, a reduction one that is commutative too: sums, pairs, maps.
+# 2. A scan takes any associative rule; a reduction's must commute too, as sums and maxima do.
 # 3. Two stages add in an order that positions decide: the same bits every time, for little or
 #    nothing.
 #
@@ -645,8 +647,8 @@ if __name__ == "__main__":
 #
 # ## Use it in your project
 #
-# The block "Copy this kernel" needs torch and triton alone. API:
-# [reduce_sum][examples.fusion.reductions.reduce_sum],
+# From "Copy this kernel": `dbias = reduce_sum(dout, 0)`, `values, columns = row_max(logits)`,
+# `y = scan(x, gates)`. API: [reduce_sum][examples.fusion.reductions.reduce_sum],
 # [row_max][examples.fusion.reductions.row_max], [scan][examples.fusion.reductions.scan].
 
 # %% tags=["fold"]
