@@ -89,8 +89,9 @@ def hopper_attention_reference(q, k, v, causal=False, scale=None):
 # even one. Phases count from 0, and so do the turns of a slot: in a ring of two, step 5 is slot 1,
 # turn 2, parity 0. The producer waits for the phase *before* its turn, so with the other parity;
 # before turn 0 that counts as complete: an unused slot is free. Queries have a ring of their own,
-# two tiles deep: the next tile's arrive while this one is computed. `LAG`, the steps by which
-# values travel behind their keys, is 0 until rung 3.
+# two tiles deep: the next tile's arrive while this one is computed. `LAG`, the steps by which values
+# travel behind their keys, is 0 until rung 3. At 1 a tile's first slot has no values and its last
+# no keys; there the producer arrives itself, so that phases go on counting turns.
 
 
 # %% tags=["copy"]
@@ -370,8 +371,8 @@ def hopper_attention_kernel(
 #
 # **Registers** limit the tile. An SM has 65,536. Two consumers of 128 threads take 240 a thread;
 # the loading warp counts as 128 threads too, with 24 each: 64,512 registers in all. At $D = 64$
-# `acc` is half as large, and three consumers fit at 160: more exponentials at a time, but tiles of
-# 192 queries, taken only where keys are many.
+# `acc` is half as large, and three consumers fit at 160: the exponentials of one more to run beside a
+# product, but tiles of 192 queries, taken only where keys are many.
 #
 # ## Rung 4: who takes which tile
 #
@@ -663,7 +664,7 @@ def bench(measure):
 #
 # {% set odd, even = row("hopper_d128_full", provider="triton", seq_len=4097), row("hopper_d128_full", provider="triton", seq_len=4096) %}
 # {% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for n, round in [(1000, 1024), (4097, 4096)] %}{{ claim(row("hopper_" ~ kind, provider="triton", seq_len=n).tflops > 0.9 * row("hopper_" ~ kind, provider="triton", seq_len=round).tflops) }}{% endfor %}{% endfor %}
-# **Odd lengths**, 1,000 and 4,097 tokens, cost less than a tenth of the rate: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097 (three sequences, as four would be more than 16,384 tokens). **Short sequences** ({{ row("hopper_d128_full", provider="triton", seq_len=512).tflops | n(0) }} at 512 tokens){{ claim(row("hopper_d128_full", provider="triton", seq_len=512).tflops < 0.9 * even.tflops) }} pay more for what nothing hides, a tile's first softmax and last product. **Small work** waits for the host, {{ row("hopper_d128_causal", provider="triton", seq_len=512).host_us | n(0) }} µs a call where cuDNN's takes {{ row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=512).host_us | n(0) }}, {{ claim(row("hopper_d128_causal", provider="triton", seq_len=512).host_us > 1.5 * row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=512).host_us) }}and more for a new shape, which needs its table.
+# **Odd lengths**, 1,000 and 4,097 tokens, cost less than a tenth of the rate: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097 (three sequences, as four would be more than 16,384 tokens). **Short sequences** ({{ row("hopper_d128_full", provider="triton", seq_len=512).tflops | n(0) }} at 512 tokens){{ claim(row("hopper_d128_full", provider="triton", seq_len=512).tflops < 0.9 * even.tflops) }} pay more for what nothing hides, a tile's first softmax and last product. {% set small, its = row("hopper_d64_causal", provider="triton", seq_len=512), row("hopper_d64_causal", provider="sdpa_cudnn", seq_len=512) %}**Small work** waits for the host, {{ small.host_us | n(0) }} µs a call where cuDNN's takes {{ its.host_us | n(0) }}, and more for a new shape, which needs its table. At 512 tokens, causal, $D = 64$ that is longer than the kernel, {{ small.ms | time }}. The figures show the GPU's time alone; of calls with nothing between them cuDNN's are done sooner there, in {{ its.ms | time }} each.{{ claim(small.host_us > 1.1e3 * its.ms and its.host_us < 900 * its.ms) }}
 #
 # **Another peer** is not measured here: [flash attention 4](https://pypi.org/project/flash-attn-4), written in CuTe for Hopper and Blackwell; the figures compare with what PyTorch brings along. **Other chips**: Ampere has neither wgmma nor TMA, and Blackwell another matrix instruction. Counting, ring and longest-first survive; this code does not.
 #

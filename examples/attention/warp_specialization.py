@@ -12,9 +12,9 @@
 # In [flash attention](flash_attention.py) all [warps](../glossary.md#warp) of a [program](../glossary.md#program) do the same: load keys, multiply,
 # exponentiate, multiply. While they exponentiate, the [tensor cores](../glossary.md#tensor-core) wait, unless another
 # program on the same [multiprocessor](../glossary.md#sm) has a product for them, and nobody sees to it that it does.
-# **What if warps had [roles](../glossary.md#warp-specialisation)?** One group of four warps only loads. Two groups of four compute, each
-# for half the queries of the tile and at its own pace: while one exponentiates, the other may
-# multiply.
+# **What if warps had [roles](../glossary.md#warp-specialisation)?** One group of four warps
+# only loads. Two groups of four compute, each for half the queries of the tile and at its own pace:
+# while one exponentiates, the other may multiply.
 #
 # {{ diagram("warp_roles") }}
 #
@@ -462,8 +462,8 @@ if __name__ == "__main__" and torch.cuda.is_available():
 # %% [markdown]
 # {% macro wrong(provider) %}{{ row("roles_shared", provider=provider, neighbours=0).wrong }} | {{ row("roles_shared", provider=provider, neighbours=2).wrong }} of {{ "{:,}".format(row("roles_shared", provider=provider, neighbours=2).launches) }}{% endmacro %}
 # Six dead arrays: one for each half of the queries, which one role reads; two for keys and two for
-# values, which both roles read. All six are put at byte 0, one after the other. Then the first buffer of keys
-# comes to lie there, and the first eight numbers of a key are two barriers as well.
+# values, which both computing roles read. All six are put at byte 0, one after the other. Then the
+# first buffer of keys comes to lie there, and the first eight numbers of a key are two barriers too.
 #
 # {{ diagram("dead_barriers") }}
 #
