@@ -89,8 +89,8 @@ def hopper_attention_reference(q, k, v, causal=False, scale=None):
 # even one. Phases count from 0, and so do the turns of a slot: in a ring of two, step 5 is slot 1,
 # turn 2, parity 0. The producer waits for the phase *before* its turn, so with the other parity;
 # before turn 0 that counts as complete: an unused slot is free. Queries have a ring of their own,
-# two tiles deep: the next tile's arrive while this one is computed. `LAG`, the steps by which values
-# travel behind their keys, is 0 until rung 3. At 1 a tile's first slot has no values and its last
+# two tiles deep: the next tile's arrive while this one is computed. `LAG`, the steps by which
+# values travel behind their keys, is 0 until rung 3. At 1 a tile's first slot has no values and its last
 # no keys; there the producer arrives itself, so that phases go on counting turns.
 
 
@@ -371,8 +371,8 @@ def hopper_attention_kernel(
 #
 # **Registers** limit the tile. An SM has 65,536. Two consumers of 128 threads take 240 a thread;
 # the loading warp counts as 128 threads too, with 24 each: 64,512 registers in all. At $D = 64$
-# `acc` is half as large, and three consumers fit at 160: the exponentials of one more to run beside a
-# product, but tiles of 192 queries, taken only where keys are many.
+# `acc` is half as large, and three consumers fit at 160: one more softmax to run beside products,
+# but tiles of 192 queries, taken only where keys are many.
 #
 # ## Rung 4: who takes which tile
 #

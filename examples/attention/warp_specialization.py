@@ -463,7 +463,7 @@ if __name__ == "__main__" and torch.cuda.is_available():
 # {% macro wrong(provider) %}{{ row("roles_shared", provider=provider, neighbours=0).wrong }} | {{ row("roles_shared", provider=provider, neighbours=2).wrong }} of {{ "{:,}".format(row("roles_shared", provider=provider, neighbours=2).launches) }}{% endmacro %}
 # Six dead arrays: one for each half of the queries, which one role reads; two for keys and two for
 # values, which both computing roles read. All six are put at byte 0, one after the other. Then the
-# first buffer of keys comes to lie there, and the first eight numbers of a key are two barriers too.
+# first buffer of keys comes to lie there, and eight numbers of a key are two barriers as well.
 #
 # {{ diagram("dead_barriers") }}
 #
