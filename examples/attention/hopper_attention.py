@@ -81,7 +81,7 @@ def hopper_attention_reference(q, k, v, causal=False, scale=None):
 # %% [markdown]
 # ## A warp that only loads
 #
-# One warp, the *producer*, asks for blocks; the others, the *consumers*, compute. Between them lies a **ring** of buffers, or *slots*: filled in the order 0, 1, 0, 1, …, and read in the same order. Each slot has two [barriers](../glossary.md#mbarrier). `full` completes when as many bytes have arrived as the producer announced with `expect`; consumers wait for it before they read. `free` completes when each consumer has called `arrive`; the producer waits for it before it fills the slot again.
+# One warp, the *producer*, asks for blocks; the others, the *consumers*, compute. Between them lies a **ring** of buffers, or *slots*: filled in the order 0, 1, 0, 1, …, and read in the same order. Each slot has [barriers](../glossary.md#mbarrier) of two kinds. `full`, one for its keys and one for its values, completes when as many bytes have arrived as the producer announced with `expect`; consumers wait for it before they read. `free` completes when each consumer has called `arrive`; the producer waits for it before it fills the slot again.
 #
 # {{ diagram("hopper_ring") }}
 #
