@@ -26,7 +26,8 @@
 #
 # In turn, their cycles add up: 2,048 of 3,712 are products at $D = 128$. At the same time, the
 # longer of the two sets the pace, at $D = 64$ the softmax: products run for 1,024 of its 1,664. How
-# does a kernel get from the first row to the second? By the first three rungs of this page:
+# does a kernel get from the first row to the second? By the first three *rungs* of this page, kernels
+# of which each changes one thing in the one before:
 #
 # {{ diagram("hopper_timeline") }}
 #
@@ -90,8 +91,8 @@ def hopper_attention_reference(q, k, v, causal=False, scale=None):
 # turn 2, parity 0. The producer waits for the phase *before* its turn, so with the other parity;
 # before turn 0 that counts as complete: an unused slot is free. Queries have a ring of their own,
 # two tiles deep: the next tile's arrive while this one is computed. `LAG`, the steps by which
-# values travel behind their keys, is 0 until rung 3. At 1 a tile's first slot has no values and its last
-# no keys; there the producer arrives itself, so that phases go on counting turns.
+# values travel behind their keys, is 0 until rung 3. At 1 a tile's first slot lacks values, its
+# last keys; there the producer itself arrives, so that phases go on counting turns.
 
 
 # %% tags=["copy"]
@@ -161,8 +162,7 @@ def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
 
 
 # %% [markdown]
-# The [descriptors](../glossary.md#descriptor) are four-dimensional and come from the host. Rows past a head's end arrive as
-# zeros, and rows past the output's end are not written: only scores and log-sum-exp need a mask.
+# The [descriptors](../glossary.md#descriptor) are four-dimensional and come from the host. Rows past a head's end arrive as zeros, and rows past the output's end are not written: only scores and log-sum-exp need a mask. TMA and wgmma reach shared memory [by a path of their own](https://docs.nvidia.com/cuda/parallel-thread-execution/#async-proxy): what threads have stored there, as `_store` stores the output, they are sure to see only behind a `fence_async_shared`. `tl` puts such fences in by itself.
 #
 # ## Rungs 1 and 2: one consumer, two consumers
 #
@@ -184,7 +184,7 @@ def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
 # 3. wait for `acc`, free the slot of $K_j$ and $V_{j-1}$, and compute exponentials, sums and $P_j$
 #    while the products of the other consumer run.
 #
-# **Layouts.** `SCORES` and `ACC` say how wgmma leaves its result: a thread has parts of two of a warpgroup's 64 rows, and of every eight columns the pair at its *place* among four threads. `WEIGHTS`, how wgmma wants its left operand, has the same numbers in the same threads, so scores become weights without moving. A vector of one number a row has the layout `SliceLayout(1, SCORES)`: that of the scores, without columns. `_row_sums` adds up what each thread holds; only at the end of a tile do threads add up theirs. `_masked` takes a column's number apart: eight times `i`, twice the place, and a `bit`. A thread differs from its neighbours in its place alone, so all else is constants in the code. Column numbers in registers made $D = 64$ [spill](../glossary.md#spill).
+# **Layouts.** `SCORES` and `ACC` say how wgmma leaves its result. Their arguments: version 3 of NVIDIA's matrix instructions, which is wgmma; warps, one below the other; and a warp's share of an instruction, 16 rows, all columns, 16 numbers deep. A thread has parts of two of a warpgroup's 64 rows, and of every eight columns the pair at its *place* among four threads. `WEIGHTS`, how wgmma wants its left operand, has the same numbers in the same threads, so scores become weights without moving. A vector of one number a row has the layout `SliceLayout(1, SCORES)`: that of the scores, without columns. `_row_sums` adds up what each thread holds; only at the end of a tile do threads add up theirs. `_masked` takes a column's number apart: eight times `i`, twice the place, and a `bit`. A thread differs from its neighbours in its place alone, so all else is constants in the code. Column numbers in registers made $D = 64$ [spill](../glossary.md#spill).
 
 
 # %% tags=["copy"]
