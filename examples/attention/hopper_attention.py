@@ -26,8 +26,8 @@
 #
 # In turn, their cycles add up: 2,048 of 3,712 are products at $D = 128$. At the same time, the
 # longer of the two sets the pace, at $D = 64$ the softmax: products run for 1,024 of its 1,664. How
-# does a kernel get from the first row to the second? By the first three *rungs* of this page, kernels
-# of which each changes one thing in the one before:
+# does a kernel get from the first row to the second? By the first three *rungs* of this page,
+# kernels of which each changes one thing in the one before:
 #
 # {{ diagram("hopper_timeline") }}
 #
@@ -162,7 +162,7 @@ def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
 
 
 # %% [markdown]
-# The [descriptors](../glossary.md#descriptor) are four-dimensional and come from the host. Rows past a head's end arrive as zeros, and rows past the output's end are not written: only scores and log-sum-exp need a mask. TMA and wgmma reach shared memory [by a path of their own](https://docs.nvidia.com/cuda/parallel-thread-execution/#async-proxy): what threads have stored there, as `_store` stores the output, they are sure to see only behind a `fence_async_shared`. `tl` puts such fences in by itself.
+# The [descriptors](../glossary.md#descriptor) are four-dimensional and come from the host. Rows past a head's end arrive as zeros, and rows past the output's end are not written: only scores and log-sum-exp need a mask. TMA and wgmma reach shared memory [by a path of their own](https://docs.nvidia.com/cuda/parallel-thread-execution/#async-proxy): neither is sure to see what threads have stored there, as `_store` does the output, before a `fence_async_shared`. In `tl` the compiler puts such fences in.
 #
 # ## Rungs 1 and 2: one consumer, two consumers
 #
