@@ -333,7 +333,7 @@ def without(*changes: str):
 #
 # The host makes the descriptors. A head dimension between two of `TILES` takes the wider: the copy
 # engine loads zeros for the columns that are missing, and stores none of them. The tiles come from
-# trying others on this page's GPU. For an A100 or an RTX 40, which have no copy engine, Triton turns
+# trying others on this page's GPU. For an A100 or an RTX 40, without a copy engine, Triton turns
 # descriptors into ordinary loads, and all tiles fit the [smaller shared memory](../faq.md#out-of-resource-shared-memory-required-hardware-limit): we compiled that and did not run it.
 
 # %% tags=["copy"]
