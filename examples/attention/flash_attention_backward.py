@@ -696,4 +696,4 @@ def bench(measure):
 # out.sum().backward()
 # ```
 #
-# The file, or the block "Copy this kernel", needs torch and triton alone: see [`flash_attention`][examples.attention.flash_attention_backward.flash_attention]. Where cuDNN is faster and gradients may differ from run to run, take `scaled_dot_product_attention`. Heads that share keys, and sequences of mixed lengths, have [a page of their own](gqa_varlen.py).
+# The file, or the block "Copy this kernel", needs torch and triton alone: see [`flash_attention`][examples.attention.flash_attention_backward.flash_attention]. Where cuDNN is faster and gradients may differ from run to run, take `scaled_dot_product_attention` or, on Hopper, the kernel [in Gluon](hopper_backward.py#use-it-in-your-project). Heads that share keys, and sequences of mixed lengths, have [a page of their own](gqa_varlen.py).

@@ -46,7 +46,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 # %% [markdown]
 # ## The reference
 #
-# The forward's, and autograd makes the gradient. Of many query heads that share a head of keys ([GQA](../glossary.md#gqa)), each adds to its gradient; a query that sees no key has the gradient 0.
+# The forward's, and autograd makes the gradient. Where several query heads share a head of keys ([GQA](../glossary.md#gqa)), each adds to the gradient of that head; a query that sees no key has the gradient 0.
 
 # %%
 def hopper_attention_reference(q, k, v, causal=False, scale=None):
