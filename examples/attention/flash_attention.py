@@ -53,9 +53,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 #
 # The specification, with the N×N matrix in full view. *Causal* means that a token sees itself and
 # the past: row $i$ of $S$ keeps columns $0 \dots i$, the rest counts as $-\infty$ and comes out of
-# the softmax as 0. There may be more keys than queries, where these go on with a text whose first
-# keys are in a cache, or keys of another text (*cross attention*). Causal then means that the last
-# query stands at the last key. A query that sees no key gives 0.
+# the softmax as 0. Queries and keys may differ in number: the queries may continue a text whose
+# first keys are in a [cache](../glossary.md#kv-cache), or look at another text (*cross attention*).
+# Causal then means that the last query stands at the last key. A query that sees no key gives 0.
 
 # %%
 def flash_attention_reference(q, k, v, causal=False, scale=None):
@@ -122,7 +122,8 @@ if __name__ == "__main__":
 # {{ diagram("flash_tiles") }}
 #
 # `tl.dot` multiplies two blocks on the [tensor cores](../glossary.md#tensor-core): 16-bit numbers
-# in, 32-bit sums out. The softmax is in float32 throughout. Its weights go into the second product,
+# in, 32-bit sums out. (Of float32 inputs it would make [TF32](../glossary.md#tf32), so `flash_attention`
+# refuses them.) The softmax is in float32 throughout. Its weights go into the second product,
 # so they are rounded to 16 bits.
 
 # %%
@@ -274,9 +275,10 @@ def flash_attention_kernel(
         tl.store(lse_ptr + start_m + offs_m, lse, mask=start_m + offs_m < n_queries)
 
 # %% [markdown]
-# The `if` in the loop is where the two stages part: all threads of a program take the same side, so
-# it costs next to nothing. The running maximum is kept in units of the exponent, already scaled.
-# The log-sum-exp $m + \ln l$ of a row is all that a backward pass needs to rebuild its row of $P$.
+# The `if` in the loop is where the two stages part: all threads of a program take the same side,
+# and most blocks pay one comparison. The running maximum is kept in units of the exponent, already
+# scaled. The log-sum-exp $m + \ln l$ of a row is all that a backward pass needs to rebuild its row
+# of $P$.
 #
 # ## Step 3: what each change is worth
 #
@@ -331,7 +333,8 @@ def without(*changes: str):
 #
 # The host makes the descriptors. A head dimension between two of `TILES` takes the wider: the copy
 # engine loads zeros for the columns that are missing, and stores none of them. The tiles come from
-# trying others on this page's GPU.
+# trying others on this page's GPU. For an A100 or an RTX 40, without a copy engine, Triton turns
+# descriptors into ordinary loads, and all tiles fit the [smaller shared memory](../faq.md#out-of-resource-shared-memory-required-hardware-limit): we compiled that and did not run it.
 
 # %% tags=["copy"]
 # HEAD_DIM: BLOCK_M, BLOCK_N, num_warps, num_stages
@@ -590,7 +593,7 @@ def bench(measure):
 #
 # ## Is it fast?
 #
-# Sixteen heads, and as many sequences as make 16,384 tokens. Causal attention counts half the operations. Peers are SDPA's backends: [cuDNN](../glossary.md#cudnn), and *flash*, the library of flash attention 2. The figures show single launches, [cool](../glossary.md#cool-and-hot); the table adds the rate of launches back to back, at the lower clock of long work. Before you look: why will short sequences be slower, and causal ones?
+# Sixteen heads, and as many sequences as make 16,384 tokens. Causal attention counts half the operations. Peers are SDPA's backends: [cuDNN](../glossary.md#cudnn), which torch [takes by itself](../why_triton.md#4-a-library-or-cuda-for-what-remains) on this GPU, and *flash*, the library of flash attention 2. The figures show single launches, [cool](../glossary.md#cool-and-hot); the table adds the rate of launches back to back, at the lower clock of long work. Before you look: why will short sequences be slower, and causal ones?
 #
 # {{ figure("attention_d128_full", providers=["triton", "triton_first", "sdpa_cudnn", "sdpa_flash"], caption="D = 128, full: at every length ahead of flash attention 2, behind cuDNN.") }}
 #
@@ -633,7 +636,7 @@ def bench(measure):
 # {% for r in rows("attention_odd", provider="triton") %}{% if r.seq_len not in (1024, 4096) %}{% set even = row("attention_odd", provider="triton", seq_len=4096 if r.seq_len > 4000 else 1024, n_keys=4096 if r.n_keys > 4000 else 1024, causal=r.causal) %}{{ claim(0.9 * even.tflops < r.tflops < 0.98 * even.tflops) }}{% if not r.causal %}{{ claim(row("attention_odd", provider="sdpa_cudnn", seq_len=r.seq_len, n_keys=r.n_keys, causal=false).tflops / row("attention_odd", provider="sdpa_cudnn", seq_len=even.seq_len, n_keys=even.n_keys, causal=false).tflops < 0.98 * r.tflops / even.tflops) }}{% endif %}{% endif %}{% endfor %}
 # An odd length costs less than a tenth of the rate; cuDNN loses more in full attention.
 #
-# **Small work waits for the host.** The host spends {{ short.host_us | n(0) }} µs on a call and {{ row("attention_d128_full", provider="triton_first", seq_len=512).host_us | n(0) }} on step 1's: making four descriptors takes time. A kernel of {{ short.ms | ms }} hides it; one sequence of 512 tokens with eight heads is done in {{ row("attention_memory", provider="triton", seq_len=512).ms | time }}. A [CUDA graph](../glossary.md#cuda-graph) helps there.{{ claim(short.host_us < 1e3 * short.ms and short.host_us > 2 * row("attention_d128_full", provider="triton_first", seq_len=512).host_us and short.host_us > 2e3 * row("attention_memory", provider="triton", seq_len=512).ms) }}
+# **Small work waits for the host.** The host spends {{ short.host_us | n(0) }} µs on a call and {{ row("attention_d128_full", provider="triton_first", seq_len=512).host_us | n(0) }} on step 1's: making four descriptors takes time. A kernel of {{ short.ms | ms }} hides it; one sequence of 512 tokens with eight heads is done in {{ row("attention_memory", provider="triton", seq_len=512).ms | time }}. A [CUDA graph](../glossary.md#cuda-graph) helps there. **A single query**, as when a model writes token by token, fills one row of a tile of 128 and makes one program a head: [decoding](flash_decoding.py) splits the keys instead.{{ claim(short.host_us < 1e3 * short.ms and short.host_us > 2 * row("attention_d128_full", provider="triton_first", seq_len=512).host_us and short.host_us > 2e3 * row("attention_memory", provider="triton", seq_len=512).ms) }}
 #
 # ## What to remember
 #
@@ -656,9 +659,9 @@ def bench(measure):
 #     them a mask, and how does the time grow with $N$?
 #
 #     ??? success "Answer"
-#         Those from the block of key `stop - BLOCK_M - 255` on: at most six of 64 keys for 128
-#         queries, so the time grows with $N$, no longer with $N^2$. The last two and, where
-#         `start_n < stop - 256`, the first two need the mask. With
+#         Those from the block of key `stop - BLOCK_M - 255` on: with as many keys as queries at
+#         most six of 64 keys for 128 queries, so the time grows with $N$, no longer with $N^2$.
+#         The last two and, where `start_n < stop - 256`, the first two need the mask. With
 #         `ahead = keys - offs_m[:, None] - (stop - BLOCK_M)` it is `(ahead <= 0) & (ahead > -256)`.
 #         Some rows see nothing of their first block, and are right because `row_max` is finite.
 #
@@ -684,7 +687,7 @@ def bench(measure):
 # ```python
 # from flash_attention import flash_attention
 #
-# # (B, H, S, D), float16 or bfloat16, D a multiple of 8 up to 256
+# # (B, H, S, D), float16 or bfloat16, any S, D a multiple of 8 up to 256
 # out = flash_attention(q, k, v, causal=True)
 # ```
 #

@@ -102,7 +102,7 @@ if __name__ == "__main__":
 #
 # ## What the forward must leave
 #
-# Flash attention's kernel, shorter (one sum a row, no groups of heads), with three changes. The log-sum-exp stays in powers of 2, as the kernel has it: then $P = 2^{S \tau \, \log_2 e - L}$ is one multiply-add and one `exp2` an element. Each head's `lse` has room for whole tiles (`padded` rows), so that loading it takes no [mask](../glossary.md#mask). And in the [interpreter](../glossary.md#interpreter) the kernel also takes float64, and sums in it (`FLOAT`): `gradcheck` needs that.
+# Flash attention's kernel, shorter (one sum a row, no groups of heads), with three changes. The log-sum-exp $L$ stays in powers of 2, as the kernel has it. `s` holds $QK^\top$ without $\tau$, and `scale_log2` is $\tau \log_2 e$: then $P$ is `exp2(s * scale_log2 - lse)`, one multiply-add and one power an element. Each head's `lse` has room for whole tiles (`padded` rows), so that loading it takes no [mask](../glossary.md#mask). And in the [interpreter](../glossary.md#interpreter) the kernel also takes float64, and sums in it (`FLOAT`): `gradcheck` needs that.
 #
 # Every query of a tile sees all keys before `full`, and none sees a key from `stop` on. The blocks
 # between compare positions, in `_seen`. If causal, the longest tiles of a head start first.
@@ -472,7 +472,8 @@ def flash_attention(
 # `check` compares output and gradients with autograd in float64: one token, a block more or less
 # one, fewer keys than queries and more, scores so low that a forgotten mask overflows, tensors in
 # memory as `(B, S, H, D)`. Results start as NaN. Errors are in percent of the rounding of the
-# largest number. In the interpreter `gradcheck` tests the same kernels in float64.
+# largest number. In the interpreter `gradcheck` tests the same kernels in float64. If a bfloat16
+# gradient of yours is not `allclose` to torch's ([asked](https://github.com/triton-lang/triton/issues/4469)), compare both with float64: [torch's is rounded as well](../faq.md#is-it-wrong-or-is-it-rounding).
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -690,10 +691,9 @@ def bench(measure):
 # ```python
 # from flash_attention_backward import flash_attention
 #
-# out = flash_attention(q, k, v, causal=True)  # (B, H, S, D), float16 or bfloat16
+# # (B, H, S, D), float16 or bfloat16, any S, D 32, 64, 128 or 256
+# out = flash_attention(q, k, v, causal=True)
 # out.sum().backward()
 # ```
 #
-# The file, or the block "Copy this kernel", needs torch and triton alone: see
-# [`flash_attention`][examples.attention.flash_attention_backward.flash_attention]. Where cuDNN is
-# faster and gradients may differ from run to run, take `scaled_dot_product_attention`.
+# The file, or the block "Copy this kernel", needs torch and triton alone: see [`flash_attention`][examples.attention.flash_attention_backward.flash_attention]. Where cuDNN is faster and gradients may differ from run to run, take `scaled_dot_product_attention` or, on Hopper, the kernel [in Gluon](hopper_backward.py#use-it-in-your-project). Heads that share keys, and sequences of mixed lengths, have [a page of their own](gqa_varlen.py).

@@ -26,7 +26,8 @@
 #
 # In turn, their cycles add up: 2,048 of 3,712 are products at $D = 128$. At the same time, the
 # longer of the two sets the pace, at $D = 64$ the softmax: products run for 1,024 of its 1,664. How
-# does a kernel get from the first row to the second? By the first three rungs of this page:
+# does a kernel get from the first row to the second? By the first three *rungs* of this page,
+# kernels of which each changes one thing in the one before:
 #
 # {{ diagram("hopper_timeline") }}
 #
@@ -81,7 +82,7 @@ def hopper_attention_reference(q, k, v, causal=False, scale=None):
 # %% [markdown]
 # ## A warp that only loads
 #
-# One warp, the *producer*, asks for blocks; the others, the *consumers*, compute. Between them lies a **ring** of buffers, or *slots*: filled in the order 0, 1, 0, 1, …, and read in the same order. Each slot has two [barriers](../glossary.md#mbarrier). `full` completes when as many bytes have arrived as the producer announced with `expect`; consumers wait for it before they read. `free` completes when each consumer has called `arrive`; the producer waits for it before it fills the slot again.
+# One warp, the *producer*, asks for blocks; the others, the *consumers*, compute. Between them lies a **ring** of buffers, or *slots*: filled in the order 0, 1, 0, 1, …, and read in the same order. Each slot has [barriers](../glossary.md#mbarrier) of two kinds. `full`, one for its keys and one for its values, completes when as many bytes have arrived as the producer announced with `expect`; consumers wait for it before they read. `free` completes when each consumer has called `arrive`; the producer waits for it before it fills the slot again.
 #
 # {{ diagram("hopper_ring") }}
 #
@@ -90,7 +91,8 @@ def hopper_attention_reference(q, k, v, causal=False, scale=None):
 # turn 2, parity 0. The producer waits for the phase *before* its turn, so with the other parity;
 # before turn 0 that counts as complete: an unused slot is free. Queries have a ring of their own,
 # two tiles deep: the next tile's arrive while this one is computed. `LAG`, the steps by which
-# values travel behind their keys, is 0 until rung 3.
+# values travel behind their keys, is 0 until rung 3. At 1 a tile's first slot lacks values, its
+# last keys; there the producer itself arrives, so that phases go on counting turns.
 
 
 # %% tags=["copy"]
@@ -160,8 +162,7 @@ def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
 
 
 # %% [markdown]
-# The [descriptors](../glossary.md#descriptor) are four-dimensional and come from the host. Rows past a head's end arrive as
-# zeros, and rows past the output's end are not written: only scores and log-sum-exp need a mask.
+# The [descriptors](../glossary.md#descriptor) are four-dimensional and come from the host. Rows past a head's end arrive as zeros, and rows past the output's end are not written: only scores and log-sum-exp need a mask. TMA and wgmma reach shared memory [by a path of their own](https://docs.nvidia.com/cuda/parallel-thread-execution/#async-proxy): neither is sure to see what threads have stored there, as `_store` does the output, before a `fence_async_shared`. In `tl` the compiler puts such fences in.
 #
 # ## Rungs 1 and 2: one consumer, two consumers
 #
@@ -183,7 +184,7 @@ def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
 # 3. wait for `acc`, free the slot of $K_j$ and $V_{j-1}$, and compute exponentials, sums and $P_j$
 #    while the products of the other consumer run.
 #
-# **Layouts.** `SCORES` and `ACC` say how wgmma leaves its result: a thread has parts of two of a warpgroup's 64 rows, and of every eight columns the pair at its *place* among four threads. `WEIGHTS`, how wgmma wants its left operand, has the same numbers in the same threads, so scores become weights without moving. A vector of one number a row has the layout `SliceLayout(1, SCORES)`: that of the scores, without columns. `_row_sums` adds up what each thread holds; only at the end of a tile do threads add up theirs. `_masked` takes a column's number apart: eight times `i`, twice the place, and a `bit`. A thread differs from its neighbours in its place alone, so all else is constants in the code. Column numbers in registers made $D = 64$ [spill](../glossary.md#spill).
+# **Layouts.** `SCORES` and `ACC` say how wgmma leaves its result. Their arguments: version 3 of NVIDIA's matrix instructions, which is wgmma; warps, one below the other; and a warp's share of an instruction, 16 rows, all columns, 16 numbers deep. A thread has parts of two of a warpgroup's 64 rows, and of every eight columns the pair at its *place* among four threads. `WEIGHTS`, how wgmma wants its left operand, has the same numbers in the same threads, so scores become weights without moving. A vector of one number a row has the layout `SliceLayout(1, SCORES)`: that of the scores, without columns. `_row_sums` adds up what each thread holds; only at the end of a tile do threads add up theirs. `_masked` takes a column's number apart: eight times `i`, twice the place, and a `bit`. A thread differs from its neighbours in its place alone, so all else is constants in the code. Column numbers in registers made $D = 64$ [spill](../glossary.md#spill).
 
 
 # %% tags=["copy"]
@@ -370,8 +371,8 @@ def hopper_attention_kernel(
 #
 # **Registers** limit the tile. An SM has 65,536. Two consumers of 128 threads take 240 a thread;
 # the loading warp counts as 128 threads too, with 24 each: 64,512 registers in all. At $D = 64$
-# `acc` is half as large, and three consumers fit at 160: more exponentials at a time, but tiles of
-# 192 queries, taken only where keys are many.
+# `acc` is half as large, and three consumers fit at 160: one more softmax to run beside products,
+# but tiles of 192 queries, taken only where keys are many.
 #
 # ## Rung 4: who takes which tile
 #
@@ -663,7 +664,7 @@ def bench(measure):
 #
 # {% set odd, even = row("hopper_d128_full", provider="triton", seq_len=4097), row("hopper_d128_full", provider="triton", seq_len=4096) %}
 # {% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for n, round in [(1000, 1024), (4097, 4096)] %}{{ claim(row("hopper_" ~ kind, provider="triton", seq_len=n).tflops > 0.9 * row("hopper_" ~ kind, provider="triton", seq_len=round).tflops) }}{% endfor %}{% endfor %}
-# **Odd lengths**, 1,000 and 4,097 tokens, cost less than a tenth of the rate: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097 (three sequences, as four would be more than 16,384 tokens). **Short sequences** ({{ row("hopper_d128_full", provider="triton", seq_len=512).tflops | n(0) }} at 512 tokens){{ claim(row("hopper_d128_full", provider="triton", seq_len=512).tflops < 0.9 * even.tflops) }} pay more for what nothing hides, a tile's first softmax and last product. **Small work** waits for the host, {{ row("hopper_d128_causal", provider="triton", seq_len=512).host_us | n(0) }} µs a call where cuDNN's takes {{ row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=512).host_us | n(0) }}, {{ claim(row("hopper_d128_causal", provider="triton", seq_len=512).host_us > 1.5 * row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=512).host_us) }}and more for a new shape, which needs its table.
+# **Odd lengths**, 1,000 and 4,097 tokens, cost less than a tenth of the rate: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097 (three sequences, as four would be more than 16,384 tokens). **Short sequences** ({{ row("hopper_d128_full", provider="triton", seq_len=512).tflops | n(0) }} at 512 tokens){{ claim(row("hopper_d128_full", provider="triton", seq_len=512).tflops < 0.9 * even.tflops) }} pay more for what nothing hides, a tile's first softmax and last product. {% set small, its = row("hopper_d64_causal", provider="triton", seq_len=512), row("hopper_d64_causal", provider="sdpa_cudnn", seq_len=512) %}**Small work** waits for the host, {{ small.host_us | n(0) }} µs a call where cuDNN's takes {{ its.host_us | n(0) }}, and more for a new shape, which needs its table. At 512 tokens, causal, $D = 64$ that is longer than the kernel, {{ small.ms | time }}. The figures show the GPU's time alone; of calls with nothing between them cuDNN's are done sooner there, in {{ its.ms | time }} each.{{ claim(small.host_us > 1.1e3 * its.ms and its.host_us < 900 * its.ms) }}
 #
 # **Another peer** is not measured here: [flash attention 4](https://pypi.org/project/flash-attn-4), written in CuTe for Hopper and Blackwell; the figures compare with what PyTorch brings along. **Other chips**: Ampere has neither wgmma nor TMA, and Blackwell another matrix instruction. Counting, ring and longest-first survive; this code does not.
 #
