@@ -43,8 +43,7 @@ def layer_norm_reference(x, weight, bias, eps=1e-5):
 # %% [markdown]
 # ## Three ways to a variance, one of them wrong
 #
-# - **Mean of squares minus square of the mean.** $\frac1n\sum x_j^2 - \mu^2$ is the same on paper,
-#   and needs both sums at once: one pass.
+# - **Mean of squares minus square of the mean**, $\frac1n\sum x_j^2 - \mu^2$, in one pass.
 # - **Two passes**: first $\mu$, then the mean of $(x_j - \mu)^2$.
 # - **Welford** ([1962](https://doi.org/10.1080/00401706.1962.10490022)): one pass that keeps, of what it has seen, the count $n$, the mean $\mu$, and $M = \sum (x_j - \mu)^2$. Two such triples merge ([Chan, Golub and LeVeque, 1982](https://doi.org/10.1007/978-3-642-51461-6_3)): with $n = n_a + n_b$ and $\delta = \mu_b - \mu_a$,
 #
@@ -692,8 +691,9 @@ def bench(measure):
 #
 # ??? question "3 (hard): BERT takes the LayerNorm of `x + r`. Fuse the sum: how many trips less?"
 #     ??? success "Answer"
-#         Apart five, fused three: load `r`'s row beside that of `x` and add. The gradient wants
-#         $\hat x$: write the sum (a fourth trip), or, if no $\gamma$ is near 0, $(y - \beta)/\gamma$.
+#         Apart five, fused three: load the row of `r` beside `x` and add. The gradient wants
+#         $\hat x$: write the sum (a fourth trip), or, if no $\gamma$ is near 0, keep $y$: then
+#         $\hat x = (y - \beta)/\gamma$.
 #
 # ## Use it in your project
 #
