@@ -20,7 +20,7 @@
 #
 # ## What it costs: 24 LayerNorms in one BERT forward
 #
-# BERT-base has twelve blocks with two LayerNorms each ([Devlin et al., 2018](https://arxiv.org/abs/1810.04805)). 32 sequences of 512 tokens are a matrix of 16,384 rows and 768 columns, {{ (16384 * 768 * 2) | bytes }} in bfloat16. Count in `layer_norm_reference`, below, how often its seven operations read such a matrix, and how often they write one: seven times and five. A fused kernel reads once and writes once.
+# BERT-base has twelve blocks with two LayerNorms each ([Devlin et al., 2018](https://arxiv.org/abs/1810.04805)); the one behind its embeddings we leave out. 32 sequences of 512 tokens are a matrix of 16,384 rows and 768 columns, {{ (16384 * 768 * 2) | bytes }} in bfloat16. Count in `layer_norm_reference`, below, how often its operations read such a matrix, and how often they write one: seven times and five (numbers one a row are few). A fused kernel reads once and writes once.
 #
 # {% set matrix, bert, unfused = 16384 * 768 * 2, row("layer_norm_forward", provider="triton", n_cols=768), row("layer_norm_forward", provider="torch_unfused", n_cols=768) %}
 # Twelve trips become two ([fusion](../glossary.md#fusion)). For 24 LayerNorms that is {{ (24 * 12 * matrix) | bytes }} against {{ (24 * 2 * matrix) | bytes }}; measured, {{ (24 * unfused.ms) | ms }} against {{ (24 * bert.ms) | ms }}{{ claim(unfused.ms > 4 * bert.ms) }}. 24 copies of as many bytes, the [floor](../glossary.md#floor), take {{ (24 * bert.floor_ms) | ms }}. The gradient needs three trips more: read $x$ and $dy$, write $dx$. On this {{ env.gpu }}, all five take {{ copy_ms(5 * 2**27) | ms }} at least for 8,192² numbers in bfloat16; torch takes {{ row("layer_norm_gradient", provider="torch", n_cols=8192).ms | ms }}.
@@ -43,8 +43,7 @@ def layer_norm_reference(x, weight, bias, eps=1e-5):
 # %% [markdown]
 # ## Three ways to a variance, one of them wrong
 #
-# - **Mean of squares minus square of the mean.** $\frac1n\sum x_j^2 - \mu^2$ is the same on paper,
-#   and needs both sums at once: one pass.
+# - **Mean of squares minus square of the mean**, $\frac1n\sum x_j^2 - \mu^2$, in one pass.
 # - **Two passes**: first $\mu$, then the mean of $(x_j - \mu)^2$.
 # - **Welford** ([1962](https://doi.org/10.1080/00401706.1962.10490022)): one pass that keeps, of what it has seen, the count $n$, the mean $\mu$, and $M = \sum (x_j - \mu)^2$. Two such triples merge ([Chan, Golub and LeVeque, 1982](https://doi.org/10.1007/978-3-642-51461-6_3)): with $n = n_a + n_b$ and $\delta = \mu_b - \mu_a$,
 #
@@ -131,13 +130,13 @@ def layer_norm_row(x, weight, bias, eps=1e-5):
 # ## Step 2: whole vectors, no idle lanes, rows of any length
 #
 # - **Enough for a thread.** 1,024 columns are 4 numbers for each thread of step 1's eight [warps](../glossary.md#warp). Now two such rows share a program of four warps: 16 numbers a thread.
-# - **Whole vectors.** A thread [moves 16 bytes at once](../glossary.md#coalescing) only where they begin at a multiple of 16 and are masked alike. `_align` divides by 8 and multiplies by 8: the same number, but now the compiler *knows* the factor. So a width of 1,000, which is no multiple of 16, is fast.
+# - **Whole vectors.** A thread [moves 16 bytes at once](../glossary.md#vector-load) only where they begin at a multiple of 16 bytes and are masked alike. Of an integer argument the compiler knows [at most](../glossary.md#specialisation) that 16 divides it. In 16 bits `_align` divides by 8 and multiplies by 8: the same number, but now the compiler *knows* the factor. So a width of 1,000, a multiple of 8 and not of 16, is fast.
 # - **No idle lanes.** A block is a power of two. 768 columns would leave a quarter of 1,024 lanes
 #   idle, and idle lanes take time too. So it is a block of 512 and a `REST` of 256.
 # - **Held as they came.** As float32 a row takes twice the registers that it takes as bfloat16.
 #   `_hold` makes the compiler keep the bfloat16 numbers, and convert them at each use.
-# - **Long rows**, from 32 KiB on, and those of a few whole blocks need not wait in registers: a second kernel walks along them twice, block by block, once for the sums and once for $y$. The second time the row comes from a cache, the multiprocessor's own or [L2](../glossary.md#l2). Hints tell them what to keep: `evict_last` what will be read again, `evict_first` what will not. Rows of two to eight whole blocks, such as 5,120 columns, five of 1,024, have a `WIDTH` that the compiler knows: it unrolls both loops and needs no mask. A thread keeps a triple of its own and merges each vector that it loads, by Welford's rule: no thread waits for another until the triples meet, at the end.
-# - **Odd widths** (`PEEL`) go this way too. Of 12,289 columns, most rows begin off a [boundary](../glossary.md#coalescing). The blocks begin at the first one; up to 7 numbers at either end, the *edge*, are left over.
+# - **Long rows**, from 32 KiB on, and shorter ones of a few whole blocks, unless a power of two, need not wait in registers: a second kernel walks along them twice, block by block, once for the sums and once for $y$. The second time the row comes from a cache, the multiprocessor's own or [L2](../glossary.md#l2). Hints tell them what to keep: `evict_last` what will be read again, `evict_first` what will not. Those of two to eight whole blocks, such as 5,120 columns, five of 1,024, have a `WIDTH` that the compiler knows: it unrolls both loops and needs no mask. A thread keeps a triple of its own and merges each vector that it loads, by Welford's rule: no thread waits for another until the triples meet, at the end.
+# - **Odd widths** (`PEEL`) go this way too. Of 12,289 columns, most rows begin off a [boundary](../glossary.md#vector-load) of 16 bytes. The blocks begin at the first one in the row; up to 7 numbers at either end, the *edge*, are left over.
 
 # %% tags=["copy"]
 @triton.jit
@@ -649,7 +648,7 @@ def bench(measure):
     yield benchmark("layer_norm_forward_small", "16", False, [(16, 768)], host=True)
 
 # %% [markdown]
-# {{ figure("layer_norm_forward", providers=["triton", "torch", "torch_compile"], caption="Forward: near a copy, but for 12,289 columns, where rows begin within vectors. At the other widths torch.compile is level or a little behind.") }}
+# {{ figure("layer_norm_forward", providers=["triton", "torch", "torch_compile"], caption="Forward: near a copy, but for 12,289 columns, where rows begin within vectors. At the other widths torch.compile is level or up to a tenth behind.") }}
 # {{ figure("layer_norm_gradient", caption="With the gradient: ahead of both libraries, least at 5,120 columns.") }}
 # {% set odd = row("layer_norm_gradient", provider="triton", n_cols=12289) -%}
 #
@@ -670,9 +669,9 @@ def bench(measure):
 #
 # {{ figure("layer_norm_forward", providers=["triton", "triton_one_row"], caption="Step 1 falls where rows are short or very long, lanes idle, or vectors break. Step 2 gains there, but at 12,289 columns not enough.") }}{% for n, gain in ((768, 1.5), (1024, 1.3), (5120, 1.05), (12289, 1.4), (32768, 1.2)) %}{{ claim(row("layer_norm_forward", provider="triton_one_row", n_cols=n).ms > gain * row("layer_norm_forward", provider="triton", n_cols=n).ms) }}{% endfor %}
 #
-# - **Odd widths**: 12,289 columns come to {{ row("layer_norm_forward", provider="triton", n_cols=12289).percent | pct }} of a copy forward, with the gradient to {{ odd.percent | pct }}. Rows begin within vectors, weight and bias do not, so the forward loads these number by number. Pad the width, if the model is yours.{{ claim(odd.percent < 70) }}
+# - **Odd widths**: 12,289 columns come to {{ row("layer_norm_forward", provider="triton", n_cols=12289).percent | pct }} of a copy forward, with the gradient to {{ odd.percent | pct }}. The blocks begin at a row's first boundary, `head` numbers in; weight and bias, from their number `head` on, lie off a boundary, so the forward loads them number by number. With the gradient three programs share a row and wait for each other. Pad the width, if the model is yours.{{ claim(odd.percent < 70) }}
 # - **Few rows**, 4,096 of 16,384 columns, with the gradient: {{ row("layer_norm_gradient_few", provider="triton").percent | pct }} of a copy, since start and end take a larger share.{{ claim(row("layer_norm_gradient_few", provider="triton").percent < wide.percent - 3) }}
-# - **A tool complains.** Compute-sanitizer's racecheck reports [hazards](../results.md#are-the-kernels-right) at 259 columns: the `REST` of four rows fills one or two of four [warps](../glossary.md#warp), the others compute it too, and all write its sums to the same places. Half of the lanes may write another last bit than the other half, since each adds its own product, not yet rounded, to the rounded one of its partner; which one stays is not specified, but two runs of `check` gave the same bits. Either is right, all warps write the same two, and after a barrier all read the one that stayed.
+# - **A tool complains.** Compute-sanitizer's racecheck reports [hazards](../results.md#are-the-kernels-right) at 259 columns: in the gradient the `REST` of four rows, their edges, fills one or two of four [warps](../glossary.md#warp); the others compute its sums as well, and all write them to the same places in shared memory. Two lanes that add up the same two products may differ in the last bit, since each adds its own, not yet rounded, to the rounded one of the other. So two values compete for a place. Either is right, and after a barrier all warps read the one that stayed. Which one does is not specified, but two runs of `check` gave the same bits.
 #
 # ## What to remember
 #
@@ -688,12 +687,13 @@ def bench(measure):
 #
 # ??? question "2 (medium): at a mean of a million even two passes err. Mend it with one more sum."
 #     ??? success "Answer"
-#         The rounding of $\mu$ is the same for all $d_j = x_j - \mu$, so their mean $\bar d$, zero on paper, shows it. The variance is $\frac1n\sum d_j^2 - \bar d^2$, with a tiny $\bar d$. Of 1,000 numbers around a million, in [float32](../glossary.md#ulp), it errs by 0.0008 without and 1e-8 with.
+#         The rounding of $\mu$ is the same for all $d_j = x_j - \mu$, so their mean $\bar d$, zero on paper, shows it. The variance is $\frac1n\sum d_j^2 - \bar d^2$, with a tiny $\bar d$. Of 1,000 float32 numbers around a million, which lie [1/16 apart](../glossary.md#ulp), it errs by 0.0008 without and 1e-8 with.
 #
 # ??? question "3 (hard): BERT takes the LayerNorm of `x + r`. Fuse the sum: how many trips less?"
 #     ??? success "Answer"
-#         Apart five, fused three: load `r`'s row beside that of `x` and add. The gradient wants
-#         $\hat x$: write the sum (a fourth trip), or compute $\hat x = (y - \beta)/\gamma$.
+#         Apart five, fused three: load the row of `r` beside `x` and add. The gradient wants
+#         $\hat x$: write the sum (a fourth trip), or, if no $\gamma$ is near 0, keep $y$: then
+#         $\hat x = (y - \beta)/\gamma$.
 #
 # ## Use it in your project
 #

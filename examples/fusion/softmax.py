@@ -106,11 +106,10 @@ if __name__ == "__main__":
     print("sums", y.sum(dim=1).tolist())
 
 # %% [markdown]
-# Two things are wrong with its speed. A program that owns a row of 1,024 bfloat16 numbers has 2
-# KiB to ask for, too little in flight to keep the memory busy: a program should own a tile of
-# rows, `[ROWS, BLOCK]`. And one that owns 32,768 has the same four [warps](../glossary.md#warp),
-# 128 threads, and 256 numbers a thread, more than its 255 registers, so they
-# [spill](../glossary.md#spill) to memory: it needs more warps. The last kernel here does both.
+# Two things are wrong with its speed. Every row gets four [warps](../glossary.md#warp), 128
+# threads. One of 1,024 bfloat16 numbers has 16 bytes for each to ask for, too little in flight to
+# keep the memory busy: it needs fewer threads, and still shorter rows should share a program, as a
+# tile `[ROWS, BLOCK]`. One of 32,768 is 256 numbers a thread, more than its 255 registers, so they [spill](../glossary.md#spill) to memory: it needs more threads. The last kernel here sees to both.
 #
 # ## Step 2: load the next row while this one is reduced?
 #
@@ -202,7 +201,7 @@ def softmax_online_kernel(x_ptr, y_ptr, stride_xm, stride_ym, n_cols, BLOCK: tl.
 # ## Step 4: keep the row on the chip
 #
 # Where the caches no longer hold the rows in work, the second pass goes to memory. Four changes
-# avoid it, and what else stands between this kernel and a copy.
+# do away with that pass, and with what else stands between this kernel and a copy.
 #
 # **Count instructions.** bfloat16 halves the bytes, not the arithmetic, and at the speed of a copy
 # there is time for some {{ (rec("foundations/memory_hierarchy").row("multiply_add", warps_per_sm=16).tflops * 1e9 / 2 * copy_ms(2**31) / 2**29) | n(0) }} instructions an element. `tl.exp` takes five, because it keeps
@@ -222,8 +221,8 @@ def softmax_online_kernel(x_ptr, y_ptr, stride_xm, stride_ym, n_cols, BLOCK: tl.
 # **Share a long row.** The mending rule does not care whether two partial sums come from one
 # program in turn or from two at a time. So several programs take a part of a row each, hold it,
 # publish its maximum and sum, wait for the others' and write. Waiting is safe if programs start in
-# order, as NVIDIA's GPUs do and its CUB library's scans rely on, though CUDA does not promise it:
-# those before the one that waits run or are done, and the rest of its row is next.
+# order, as NVIDIA's GPUs do and its CUB library's scans rely on, though CUDA does not promise it: those before the one that waits run or are done, and the rest of its row is next. ([LayerNorm](layer_norm.py#backward-what-it-has-to-compute) does
+# without that promise: there programs are numbered as they start.)
 
 # %% tags=["copy"]
 @triton.jit
@@ -300,8 +299,8 @@ def softmax_kernel(
 # ## Launch
 #
 # A program holds up to 32 KiB of a row in the registers of 128 threads: 64 a thread, and as many
-# to work with (`maxnreg`), so that four programs fit a multiprocessor. Longer rows get company,
-# short ones fewer threads. The numbers come from trying others on this page's GPU.
+# to work with (`maxnreg`), so that four programs fit a multiprocessor. Several share a longer row,
+# a short one gets fewer threads. The numbers come from trying others on this page's GPU.
 #
 # Triton's [interpreter](../glossary.md#interpreter) runs programs one after the other; waiting for
 # a later one would last forever. There the kernel runs twice without waiting: the second time
@@ -623,8 +622,8 @@ def bench(measure):
 #    providers=["triton", "triton_one_row", "triton_persistent", "triton_two_passes"],
 #    caption="The steps of this page: each change wins where the one before it falls.") }}
 #
-# - **One row, four warps** falls off once a thread holds more numbers than registers.
-# - **Persistent** hides the loads, but one program works step after step: in bfloat16 that binds.
+# - **One row, four warps** falls off as a thread holds more: {{ row("softmax_forward", provider="triton_one_row", n_cols=16384).percent | pct }} at 16,384 columns, 128 numbers a thread, where few programs fit a multiprocessor; {{ row("softmax_forward", provider="triton_one_row", n_cols=32768).percent | pct }} at 32,768, where registers spill.{{ claim(row("softmax_forward", provider="triton_one_row", n_cols=8192).percent > 95 and row("softmax_forward", provider="triton_one_row", n_cols=16384).percent < 90 and row("softmax_forward", provider="triton_one_row", n_cols=32768).percent < 70) }}
+# - **Persistent** gains at 32,768 columns only, {{ row("softmax_forward", provider="triton_persistent", n_cols=32768).percent | pct }}: one program works step after step, and of short rows too little is under way.{% for n in (4096, 8192, 16384) %}{{ claim(row("softmax_forward", provider="triton_persistent", n_cols=n).ms > 0.98 * row("softmax_forward", provider="triton_one_row", n_cols=n).ms) }}{% endfor %}{{ claim(row("softmax_forward", provider="triton_persistent", n_cols=32768).ms < 0.8 * row("softmax_forward", provider="triton_one_row", n_cols=32768).ms) }}
 # - **float32, powers of two up to 8,192**: torch.compile makes much the same kernel, within 5 %,{% for n in (1024, 2048, 4096, 8192) %}{{ claim(0.95 < row("softmax_forward_fp32", provider="torch_compile", n_cols=n).ms / row("softmax_forward_fp32", provider="triton", n_cols=n).ms < 1.05) }}{% endfor %} and at 8,192 it is {{ (100 - 100 * row("softmax_forward_fp32", provider="torch_compile", n_cols=8192).ms / row("softmax_forward_fp32", provider="triton", n_cols=8192).ms) | n }} % ahead.{{ claim(row("softmax_forward_fp32", provider="torch_compile", n_cols=8192).ms < 0.99 * row("softmax_forward_fp32", provider="triton", n_cols=8192).ms) }}
 # - **Two passes** win while the second finds the row in the L1 cache: at 32,768 columns they take
 # {%- set two = row("softmax_forward", provider="triton_two_passes", n_cols=32768) %}
@@ -632,8 +631,8 @@ def bench(measure):
 #   16,384 and 32,768 numbers of 2 bytes. Beyond, L2 and then memory answer, slowly.
 #   {{- claim(two.percent > 97) }}
 #   {{- claim(row("softmax_forward", provider="triton_two_passes", n_cols=131072).percent < 80) }}
-# - **Small matrices** of long rows, one or two waves, show the filling and draining of the chip.
-# - **The gradient of long rows** still takes two passes, over two tensors (exercise 3).
+# - **50,257 columns**, the vocabulary of [GPT-2](https://huggingface.co/openai-community/gpt2/blob/main/config.json), fall furthest behind: {{ row("softmax_forward", provider="triton", n_cols=50257).percent | pct }}. Seven parts of 8,192 have 57,344 lanes: one in eight is idle.{% for r in rows("softmax_forward", provider="triton") if r.n_cols != 50257 %}{{ claim(r.percent > row("softmax_forward", provider="triton", n_cols=50257).percent + 1) }}{% endfor %}
+# - **The gradient of long rows**, {{ row("softmax_gradient", provider="triton", n_cols=131072).percent | pct }} at 131,072 columns, still takes two passes, over two tensors (exercise 3).{{ claim(row("softmax_gradient", provider="triton", n_cols=131072).percent < 88) }}
 #
 # ## What to remember
 #
