@@ -150,6 +150,9 @@ class Window:
         self.context = browser.new_context(**self.options)
         self.context.add_init_script(script)
         self.page = self.context.new_page()
+        self.session = self.context.new_cdp_session(self.page)
+        origin = base.removesuffix(PREFIX)
+        self.stored = {"origin": origin, "storageTypes": "local_storage"}
         self.wrong: list[str] = []
 
         def note(what: str) -> None:
@@ -167,11 +170,13 @@ class Window:
         """Leaves nothing of a test behind; returns errors and requests to other hosts."""
         for page in self.context.pages[1:]:
             page.close()
-        self.page.evaluate("localStorage.clear(), sessionStorage.clear()")
+        self.page.evaluate("sessionStorage.clear()")
         self.page.unroute_all()
         self.page.emulate_media(media="null")
         self.page.set_viewport_size(self.options["viewport"])
         self.page.goto("about:blank")
+        # only now: the page's scripts might have stored something again
+        self.session.send("Storage.clearDataForOrigin", self.stored)
         self.context.clear_permissions()
         wrong, self.wrong = self.wrong, []
         return wrong
