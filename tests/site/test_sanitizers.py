@@ -1,6 +1,8 @@
 """How scripts/test_gpu.py runs a check under compute-sanitizer; nothing here needs a GPU."""
 
+import ast
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -14,22 +16,23 @@ FURTHER_DOWN = (
     IN_A_HELPER.replace("    replayed(1)", "    run()") + "\n\ndef run():\n    replayed(1)\n"
 )
 IN_BENCH = f"def check(device):\n    pass\n\n\ndef bench(measure):\n    if measure:\n{CAPTURES}"
+NO_RACE = "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
 TOLD = 'def check(device):\n    """No torch.cuda.graph() here."""\n    check(device)\n'
 
 
 @pytest.fixture
 def ran(monkeypatch):
-    """The environments of the sanitizer's runs, which find nothing."""
-    environments = []
+    """Environment and lecture's source of the sanitizer's runs, which find nothing."""
+    runs = []
 
     def run(command, env, **options):
-        environments.append(env)
-        said = "ERROR SUMMARY: 0 errors\nRACECHECK SUMMARY: 0 hazards displayed"
+        runs.append((env, Path(command[-1]).read_text(encoding="utf-8")))
+        said = f"ERROR SUMMARY: 0 errors\n{NO_RACE}"
         return subprocess.CompletedProcess(command, 0, said, "")
 
     monkeypatch.setattr(test_gpu.subprocess, "run", run)
     monkeypatch.delenv("PYTORCH_NO_CUDA_MEMORY_CACHING", raising=False)
-    return environments
+    return runs
 
 
 @pytest.mark.parametrize(
@@ -51,20 +54,22 @@ def test_only_memcheck_without_a_graph_goes_without_cached_memory(
     script.write_text(source, encoding="utf-8")
     monkeypatch.setattr(lectures, "lecture_name", lambda path: path.stem)
     assert test_gpu.sanitize(tool, script) == 0
-    assert ("PYTORCH_NO_CUDA_MEMORY_CACHING" not in ran[0]) == cached
+    assert ("PYTORCH_NO_CUDA_MEMORY_CACHING" not in ran[0][0]) == cached
 
 
 def test_a_lecture_whose_check_captures_a_graph_keeps_cached_memory(ran):
     for name, cached in {"fusion/dropout": True, "fusion/softmax": False}.items():
         test_gpu.sanitize("memcheck", lectures.find_lecture(name))
-        assert ("PYTORCH_NO_CUDA_MEMORY_CACHING" not in ran[-1]) == cached
+        assert ("PYTORCH_NO_CUDA_MEMORY_CACHING" not in ran[-1][0]) == cached
 
 
 @pytest.mark.parametrize(
     ("code", "said", "found"),
     [
-        (0, "RACECHECK SUMMARY: 9 hazards displayed", 9),
-        (1, "RACECHECK SUMMARY: 0", None),
+        (0, "RACECHECK SUMMARY: 9 hazards displayed (9 errors, 0 warnings)", 9),
+        (0, "RACECHECK SUMMARY: 100 hazards displayed (144 errors, 2 warnings)", 146),
+        (0, "RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)", 1),
+        (1, NO_RACE, None),
         (0, "", None),
     ],
 )
@@ -79,3 +84,38 @@ def test_a_count_is_that_of_a_check_that_passed(monkeypatch, code, said, found):
             test_gpu.sanitize("racecheck", script)
     else:
         assert test_gpu.sanitize("racecheck", script) == found
+
+
+def cases_on_a_gpu(source):
+    """What `cases` holds when the check of a lecture begins to go through them."""
+    check = next(part for part in ast.parse(source).body if getattr(part, "name", "") == "check")
+    code, names = [], {}
+    for statement in check.body:
+        if isinstance(statement, ast.For):
+            break
+        code += [part for part in ast.walk(statement) if isinstance(part, ast.stmt)]
+    for part in code:
+        targets = {node.id for node in ast.walk(part) if isinstance(node, ast.Name)}
+        if isinstance(part, ast.Assign | ast.AugAssign | ast.Import) and targets <= {
+            *("cases", "case", "a", "b", "all", "int", "n", "re", "str")
+        }:
+            exec(ast.unparse(part), names)
+    return names["cases"]
+
+
+@pytest.mark.parametrize("name", test_gpu.RACECHECK_SLOW)
+def test_racecheck_leaves_out_the_large_cases_of_slow_lectures(ran, name):
+    script = lectures.find_lecture(name)
+    for tool in ("memcheck", "racecheck"):
+        test_gpu.sanitize(tool, script)
+    (_, whole), (_, short) = ran
+    assert whole == script.read_text(encoding="utf-8")
+    every, some = cases_on_a_gpu(whole), cases_on_a_gpu(short)
+    assert len(every) > len(some) >= 3 and set(some) < set(every)
+    assert max(max(flat(case)) for case in some) <= test_gpu.RACECHECK_MOST
+    assert all(max(flat(c)) > test_gpu.RACECHECK_MOST for c in every if c not in some)
+
+
+def flat(case):
+    """The numbers of a case, those of its tuples too."""
+    return [n for part in case for n in (flat(part) if isinstance(part, tuple) else [part])]
