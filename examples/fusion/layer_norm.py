@@ -408,8 +408,9 @@ def layer_norm_bwd_kernel(
         g_sum, gx_sum = tl.split(tl.sum(tl.join(g, g * x_hat), axis=1))  # [ROWS] each
         if REST > 0:
             x_rest, dy_rest, g_rest = _terms(x_rest, dy_rest, mean, rstd, w_rest, False)
-            g_sum += tl.sum(g_rest, axis=1)
-            gx_sum += tl.sum(g_rest * x_rest, axis=1)
+            # + 0.0: products are rounded before they are added, so all lanes agree on the bits
+            g_sum += tl.sum(g_rest + 0.0, axis=1)
+            gx_sum += tl.sum(g_rest * x_rest + 0.0, axis=1)
         if PARTS > 1:
             slot_ptr = slots_ptr + 1 + tl.cast(start, tl.int64) * PARTS
             g_sum, gx_sum = _meet(slot_ptr, part, tl.sum(g_sum), tl.sum(gx_sum), PARTS, WAIT)
@@ -648,14 +649,14 @@ def bench(measure):
     yield benchmark("layer_norm_forward_small", "16", False, [(16, 768)], host=True)
 
 # %% [markdown]
-# {{ figure("layer_norm_forward", providers=["triton", "torch", "torch_compile"], caption="Forward: near a copy, but for 12,289 columns, where rows begin within vectors. At the other widths torch.compile is level or up to a tenth behind.") }}
+# {{ figure("layer_norm_forward", providers=["triton", "torch", "torch_compile"], caption="Forward: near a copy, but for 12,289 columns, where rows begin within vectors. torch.compile is ahead at 1,000 columns, elsewhere level or up to a third behind.") }}
 # {{ figure("layer_norm_gradient", caption="With the gradient: ahead of both libraries, least at 5,120 columns.") }}
 # {% set odd = row("layer_norm_gradient", provider="triton", n_cols=12289) -%}
 #
 # {% set ours = row("layer_norm_gradient", provider="triton", n_cols=8192) -%}
 # At 8,192²: forward {{ row("layer_norm_forward", provider="triton", n_cols=8192).ms | ms }}, {{ row("layer_norm_forward", provider="triton", n_cols=8192).percent | pct }} of a copy's speed; with the gradient {{ ours.ms | ms }}, {{ ours.percent | pct }}. The forward comes closer.{{ claim(row("layer_norm_forward", provider="triton", n_cols=8192).percent > ours.percent + 3) }}
 # At 5,120 columns torch.compile comes nearest with the gradient: it takes {{ (row("layer_norm_gradient", provider="torch_compile", n_cols=5120).ms / row("layer_norm_gradient", provider="triton", n_cols=5120).ms) | times }} as long.
-# {% for r in rows("layer_norm_forward", provider="triton") %}{{ claim((r.percent > 85) == (r.n_cols != 12289)) }}{% if r.n_cols != 12289 %}{{ claim(0.97 < row("layer_norm_forward", provider="torch_compile", n_cols=r.n_cols).ms / r.ms < 1.15) }}{% endif %}{% endfor %}{% for r in rows("layer_norm_gradient", provider="triton") %}{% for provider, ratio in r.benchmark.peers(r) %}{{ claim((1.02 < ratio < 1.15) if r.n_cols == 5120 and provider == "torch_compile" else ratio > 1.15) }}{% endfor %}{% endfor %}
+# {% for r in rows("layer_norm_forward", provider="triton") %}{{ claim((r.percent > 85) == (r.n_cols != 12289)) }}{% if r.n_cols != 12289 %}{{ claim((0.93 < row("layer_norm_forward", provider="torch_compile", n_cols=r.n_cols).ms / r.ms < 0.99) if r.n_cols == 1000 else (1 < row("layer_norm_forward", provider="torch_compile", n_cols=r.n_cols).ms / r.ms < 1.35)) }}{% endif %}{% endfor %}{% for r in rows("layer_norm_gradient", provider="triton") %}{% for provider, ratio in r.benchmark.peers(r) %}{{ claim((1.02 < ratio < 1.15) if r.n_cols == 5120 and provider == "torch_compile" else ratio > 1.15) }}{% endfor %}{% endfor %}
 #
 # ## Where it loses, and why
 #
@@ -669,9 +670,8 @@ def bench(measure):
 #
 # {{ figure("layer_norm_forward", providers=["triton", "triton_one_row"], caption="Step 1 falls where rows are short or very long, lanes idle, or vectors break. Step 2 gains there, but at 12,289 columns not enough.") }}{% for n, gain in ((768, 1.5), (1024, 1.3), (5120, 1.05), (12289, 1.4), (32768, 1.2)) %}{{ claim(row("layer_norm_forward", provider="triton_one_row", n_cols=n).ms > gain * row("layer_norm_forward", provider="triton", n_cols=n).ms) }}{% endfor %}
 #
-# - **Odd widths**: 12,289 columns come to {{ row("layer_norm_forward", provider="triton", n_cols=12289).percent | pct }} of a copy forward, with the gradient to {{ odd.percent | pct }}. The blocks begin at a row's first boundary, `head` numbers in; weight and bias, from their number `head` on, lie off a boundary, so the forward loads them number by number. With the gradient three programs share a row and wait for each other. Pad the width, if the model is yours.{{ claim(odd.percent < 70) }}
+# - **Odd widths**: 12,289 columns come to {{ row("layer_norm_forward", provider="triton", n_cols=12289).percent | pct }} of a copy forward, with the gradient to {{ odd.percent | pct }}. The blocks begin at a row's first boundary, `head` numbers in; weight and bias, from their number `head` on, lie off a boundary, so the forward loads them number by number. With the gradient three programs share a row and wait for each other. Pad the width, if the model is yours.{{ claim(odd.percent < 70) }} **1,000 columns** fill 97.7 % of their lanes; torch.compile takes {{ (100 - 100 * row("layer_norm_forward", provider="torch_compile", n_cols=1000).ms / row("layer_norm_forward", provider="triton", n_cols=1000).ms) | pct }} less time. Twelve other tiles and numbers of warps were no faster here. torch.compile chooses its kernel by timing some, and not always the same: in the recording before this one it was 4 % behind at this width, but came within 6 % at 4,096 and 32,768 columns.
 # - **Few rows**, 4,096 of 16,384 columns, with the gradient: {{ row("layer_norm_gradient_few", provider="triton").percent | pct }} of a copy, since start and end take a larger share.{{ claim(row("layer_norm_gradient_few", provider="triton").percent < wide.percent - 3) }}
-# - **A tool complains.** Compute-sanitizer's racecheck reports [hazards](../results.md#are-the-kernels-right) at 259 columns: in the gradient the `REST` of four rows, their edges, fills one or two of four [warps](../glossary.md#warp); the others compute its sums as well, and all write them to the same places in shared memory. Two lanes that add up the same two products may differ in the last bit, since each adds its own, not yet rounded, to the rounded one of the other. So two values compete for a place. Either is right, and after a barrier all warps read the one that stayed. Which one does is not specified, but two runs of `check` gave the same bits.
 #
 # ## What to remember
 #
