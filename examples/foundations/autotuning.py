@@ -690,7 +690,7 @@ def bench(measure):
 
     rows = []
     guess = triton.Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP_M": 8})
-    tuner = tuned(matmul_heuristic, [guess, *some[:2]], [])
+    tuner = tuned(matmul_heuristic, [guess, *some[:2]], ["M", "N", "K"])
     for n in (512, 1024, 2048, 4096, 8192):
         a, b, c = matrices(n)
         fns = {"triton": lambda: matmul(a, b), "cublas": lambda: torch.mm(a, b)}

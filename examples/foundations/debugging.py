@@ -490,13 +490,13 @@ def _lost_stride(device, mended):
 if __name__ == "__main__":
     _exhibit(_int32_offsets, _lost_stride)
     print(_overflow())
-    print(_outcome(lambda: check_tensors_gpu_ready(x=torch.ones(2, 3).t()))[0])
+    turned = torch.ones(2, 3, device="cuda" if torch.cuda.is_available() else "cpu").t()
+    print(_outcome(lambda: check_tensors_gpu_ready(x=turned))[0])
 
 # %% [markdown]
 # - `int32_offsets`: *found by* `TRITON_DEBUG=1`, which checks every int32 sum and product. *Fix:*
 #   `.to(tl.int64)` before the first product; `(row * stride).to(tl.int64)` comes too late.
-# - `lost_stride`: *found by* `x.t()` among a test's inputs; *refused by* `check_tensors_gpu_ready`
-#   as not contiguous, if on a GPU (the tensor above is not, which it says first). *Fix:* pass the tensor's own [strides](../glossary.md#stride).
+# - `lost_stride`: *found by* `x.t()` among a test's inputs; *refused by* `check_tensors_gpu_ready` as not contiguous. *Fix:* pass the tensor's own [strides](../glossary.md#stride).
 #
 # ### Room 4: where only the GPU fails
 #
