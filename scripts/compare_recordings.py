@@ -7,6 +7,7 @@ Without a commit: the last one. A row is listed where its time moved by more tha
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -64,7 +65,10 @@ def compare(before: dict[str, dict], after: dict[str, dict]) -> str:
 
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def committed(commit: str, root: Path) -> dict[str, dict]:
@@ -89,5 +93,11 @@ def _recordings(texts: dict[str, str]) -> dict[str, dict]:
     }
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("commit", nargs="?", default="HEAD", help="such as main or v1.0")
+    print(compare(committed(parser.parse_args().commit, ROOT), present(ROOT)), end="")
+
+
 if __name__ == "__main__":
-    print(compare(committed((*sys.argv[1:], "HEAD")[0], ROOT), present(ROOT)), end="")
+    main()

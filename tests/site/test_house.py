@@ -114,3 +114,9 @@ def test_summary_reads_commit_and_tree(tmp_path):
     name = "nvidia-h200/fusion/softmax"
     assert committed("HEAD", tmp_path)[name]["was"] == "before"
     assert present(tmp_path) == {name: {"ceilings": {}, "was": "after"}}
+
+
+def test_summary_of_no_commit_names_it():
+    done = run(sys.executable, "scripts/compare_recordings.py", "no-such-commit")
+    assert done.returncode == 1 and "no-such-commit" in done.stderr
+    assert "Traceback" not in done.stderr
