@@ -612,7 +612,7 @@ def bench(measure):
 # {% endfor %}
 #
 # {{ figure("softmax_gradient",
-#    caption="With the gradient, five trips at the least: near a copy at every width, and ahead.") }}
+#    caption="With the gradient, five trips at the least: near a copy at every width.") }}
 # {% for name in ("softmax_gradient_square", "softmax_gradient_square_bf16") -%}
 # {{ claim(row(name, provider="triton").percent >= 93) }}
 # {%- endfor %}
