@@ -14,7 +14,7 @@ export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve site test test-kernels test-site test-gpu record profile clean
+.PHONY: help serve site test test-kernels test-site chromium test-gpu record profile clean
 
 help: ## print this list
 	@awk -F ' *## *' '/^[a-zA-Z_-]+( \?=|:).*## / { sub(/( \?=|:).*/, "", $$1); \
@@ -26,14 +26,16 @@ serve: $(SITE)/ready ## build the site, serve it, reload on every change
 site: $(SITE)/ready ## build the site into site/; any warning fails it
 	$(SITE)/bin/mkdocs build --strict
 
-test: test-kernels test-site ## run every test that needs no GPU
+test: chromium test-kernels test-site ## run every test that needs no GPU
 
 test-kernels: $(KERNELS)/ready ## run the lectures' tests in Triton's interpreter
 	OMP_NUM_THREADS=1 $(KERNELS)/bin/python -m pytest -q -n auto --dist worksteal tests/kernels
 
-test-site: $(SITE)/ready-to-test ## test the pipeline, and the built site in a browser
-	scripts/ensure_chromium.sh
+test-site: chromium $(SITE)/ready-to-test ## test the pipeline, and the built site in a browser
 	$(SITE)/bin/python -m pytest -q -n auto --dist worksteal tests/site
+
+chromium: # before all else, as tests that cannot begin should say so at once
+	scripts/ensure_chromium.sh
 
 test-gpu: ## run the lectures' tests and the sanitizer on a GPU; writes tests.json
 	$(GPU_PYTHON) scripts/test_gpu.py

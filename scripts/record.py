@@ -245,7 +245,10 @@ def record(scripts: list[Path], root: Path = lectures.ROOT) -> int:
         try:
             if measured is None:
                 progress.say("ceilings of the card")
-                measured = ceilings()
+                try:
+                    measured = ceilings()
+                except RuntimeError as error:
+                    raise LectureError(f"ceilings of the card: {error}") from error
             cells, benchmarks = run_lecture(script, measure, progress.say)
         except LectureError as error:
             progress.close()

@@ -120,3 +120,10 @@ def test_summary_of_no_commit_names_it():
     done = run(sys.executable, "scripts/compare_recordings.py", "no-such-commit")
     assert done.returncode == 1 and "no-such-commit" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_chromium_that_cannot_be_installed_says_what_to_do(tmp_path):
+    for tool in ("cat", "id"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    done = run("/bin/sh", "scripts/ensure_chromium.sh", env={"PATH": str(tmp_path)})
+    assert done.returncode == 1 and "sudo apt-get install chromium" in done.stderr

@@ -125,6 +125,16 @@ def test_failed_lecture_does_not_stop_the_others(root):
     assert not recording(root, "part/bad").exists()
 
 
+def test_ceilings_that_cannot_be_measured_are_named(root, monkeypatch, capsys):
+    def fails():
+        raise RuntimeError("no room for 8 GiB")
+
+    monkeypatch.setattr(sys.modules["scripts.measure"], "ceilings", fails)
+    assert record.record([root / "examples/part/one.py"], root) == 1
+    assert "ceilings of the card: no room for 8 GiB" in capsys.readouterr().err
+    assert not (root / "docs").exists()
+
+
 def test_interrupt_in_mid_write_leaves_the_old_recording(root, monkeypatch):
     record.record(lectures.lecture_paths(root), root)
     before = recording(root).read_bytes()

@@ -119,3 +119,17 @@ def test_racecheck_leaves_out_the_large_cases_of_slow_lectures(ran, name):
 def flat(case):
     """The numbers of a case, those of its tuples too."""
     return [n for part in case for n in (flat(part) if isinstance(part, tuple) else [part])]
+
+
+def test_nothing_to_test_runs_nothing(monkeypatch, capsys):
+    tested = {
+        lectures.lecture_name(script): {"code_sha256": test_gpu.sha256(script)}
+        for script in lectures.lecture_paths()
+    }
+    monkeypatch.setattr(test_gpu.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(test_gpu.shutil, "which", lambda tool: tool)
+    monkeypatch.setattr(test_gpu, "environment", lambda: {"gpu": "NVIDIA Test 1"})
+    monkeypatch.setattr(lectures, "load_tests", lambda path: tested)
+    monkeypatch.setattr(test_gpu.sys, "argv", ["test_gpu.py"])
+    assert test_gpu.main() == 0
+    assert "every lecture was tested" in capsys.readouterr().out
