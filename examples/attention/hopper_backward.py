@@ -186,7 +186,7 @@ def _load(descs, heads, sizes, rings, bars, MASK: gl.constexpr):
 #
 # ## Weights
 #
-# As on the page before, scores have a row for each key, so that $P$ and $dS$ come back in the [layout](../glossary.md#layout) in which $dV$ and $dK$ want their left factors. Only tiles on the diagonal, or with the last keys, are masked, and *before* the exponentials. To mask the weights after them is as right, but it takes registers while $dP$ is running, and at $D = 128$ too few are left: NVIDIA's assembler then [makes every product wait](#what-the-assembler-wants) for the one before.
+# As on the page before, scores have a row for each key, so that $P$ and $dS$ come back in the [layout](../glossary.md#layout) in which $dV$ and $dK$ want their left factors. Only tiles on the diagonal, or with the last keys, are masked, and *before* the exponentials. To mask the weights after them is as right, but it takes [registers](../glossary.md#register) while $dP$ is running, and at $D = 128$ too few are left: NVIDIA's assembler then [makes every product wait](#what-the-assembler-wants) for the one before.
 
 # %% tags=["copy"]
 @gluon.jit
@@ -662,7 +662,7 @@ def bench(measure):
 #
 # {% set small, its = "hopper_backward_d64_causal", row("hopper_backward_d64_causal", provider="triton", seq_len=1024) %}**$D = 64$, few tokens**: {{ its.tflops | n(0) }} TFLOP/s for 1,024, causal, where the kernels of `tl` reach {{ row(small, provider="triton_tl", seq_len=1024).tflops | n(0) }}.{{ claim(its.tflops < row(small, provider="triton_tl", seq_len=1024).tflops and row(small, provider="triton", seq_len=4096).tflops > row(small, provider="triton_tl", seq_len=4096).tflops) }} They put three programs on an [SM](../glossary.md#sm), so that one begins or ends while another multiplies; here there is one.
 #
-# **Memory**: the float32 sum, {{ (4 * 16384 * 16 * 128) | bytes }} for 16 heads of 16,384 tokens at $D = 128$. **A tool complains**: racecheck reports [hazards](../results.md#are-the-kernels-right) as in [roles for warps](warp_specialization.py#where-it-loses-and-why), all where warps read which role they shall take.
+# **Memory**: the float32 sum, {{ (4 * 16384 * 16 * 128) | bytes }} for 16 heads of 16,384 tokens at $D = 128$. **A tool complains**: racecheck reports [hazards](../results.md#are-the-kernels-right) as in [roles for warps](warp_specialization.py#where-it-loses-and-why); all those that it shows lie where warps read which role they shall take.
 #
 # **Small work** waits for the host, {{ row(full, provider="triton", seq_len=512).host_us | n(0) }} µs a call where cuDNN takes {{ row(full, provider="sdpa_cudnn", seq_len=512).host_us | n(0) }}: eight [descriptors](../glossary.md#descriptor) and three launches. At 512 tokens that is longer than the kernels, {{ row(full, provider="triton", seq_len=512).ms | ms }}. The figures show the GPU's time alone; of calls with nothing between them cuDNN's are done sooner there, in {{ row(full, provider="sdpa_cudnn", seq_len=512).ms | ms }} each.{{ claim(row(full, provider="triton", seq_len=512).host_us > 1.1e3 * row(full, provider="sdpa_cudnn", seq_len=512).ms and row(full, provider="sdpa_cudnn", seq_len=512).host_us < 900 * row(full, provider="sdpa_cudnn", seq_len=512).ms) }}
 #

@@ -423,7 +423,7 @@ def ms_by_profiler(fn, kernel, samples=30):
 # ## Is it right? Choosing a tolerance
 #
 # A wrong kernel can be very fast, so correctness comes before the clock. But float results never
-# agree exactly; how far may they be apart? Three to judge: ours; one in which masked lanes hold 0,
+# agree exactly; how far may they be apart? Three to judge: ours; one in which masked [lanes](../glossary.md#lane) hold 0,
 # not $-\infty$, so that each adds $e^{0 - \max}$ to the sum; and zeros.
 
 # %%

@@ -404,7 +404,7 @@ if __name__ == "__main__":
 # ### Room 2: masked lanes that join in
 #
 # - **The wrong `other`.** *Symptom:* a row without positive numbers has the maximum 0.
-# - **A reduction over masked lanes.** *Symptom:* the result depends on the size of the block.
+# - **A reduction over masked [lanes](../glossary.md#lane).** *Symptom:* the result depends on the size of the block.
 
 
 # %%

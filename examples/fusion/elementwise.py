@@ -234,7 +234,7 @@ def add_relu(x: torch.Tensor, y: torch.Tensor, *, out: torch.Tensor | None = Non
 # %% [markdown]
 # ## Step 3: which column is this?
 #
-# Element `i` needs entry `i % n_cols` of the bias. Written so, each lane divides, a dozen
+# Element `i` needs entry `i % n_cols` of the bias. Written so, each [lane](../glossary.md#lane) divides, a dozen
 # instructions an element (forty in 64 bits), and fetches for itself. Better: a *tile*,
 # `ROWS` by `BLOCK`, loads its stretch of the bias once. How many rows of 1,024, for 128 threads? {% set t1, t2 = row("tiles", rows=1), row("tiles", rows=2) %}With one row a thread has 8 elements, a single load of 16 bytes under way: {{ t1.percent | pct }} of the copy's speed. Two are enough: {{ t2.percent | pct }}{{ claim(t2.percent > t1.percent + 3) }}. ([More on blocks](../foundations/programming_model.py#the-size-of-a-block-powers-of-two-and-num_warps).)
 #
@@ -666,7 +666,7 @@ def bench(measure):
 #
 # - **`addcmul`** is level{% for length in ("even", "odd") %}{{ claim((row("forward_bfloat16", op="multiply_add", provider="torch_addcmul", length=length).ms / row("forward_bfloat16", op="multiply_add", provider="triton", length=length).ms - 1) | abs < 0.02) }}{% endfor %}, torch.compile too but for 16-bit GELU and odd lengths. It is ahead with the gradient of `multiply_add`, which it fuses{% set m, mc = row("gradient", provider="triton", op="multiply_add"), row("gradient", provider="torch_compile", op="multiply_add") %}: {{ (m.ms / mc.ms) | times }} its time{{ claim(1.03 < m.ms / mc.ms < 1.2) }}, 10 trips to 9.
 # - **Backward in bfloat16**: {{ g.percent | pct }} of the copy with the forward pass{{ claim(g.percent < 95) }}. A program asks for its next rows only when it has stored the last.
-# - **Odd widths**: {{ best.percent | pct }} in bfloat16{{ claim(best.percent < 93) }}: the repeated bias is too long for [L1](../glossary.md#l1) and comes out of [L2](../glossary.md#l2), and repeating it is one more launch. In float32 torch.compile is level there{{ claim((row("forward_float32", provider="torch_compile", op="bias_gelu", length="odd").ms / row("forward_float32", provider="triton", op="bias_gelu", length="odd").ms - 1) | abs < 0.04) }}.
+# - **Odd widths**: {{ best.percent | pct }} in bfloat16{{ claim(best.percent < 93) }}: the repeated bias is too long for [L1](../glossary.md#l1) and comes out of [L2](../glossary.md#l2), and repeating it is one more launch. Tiles of other shapes, or columns wrapped inside the kernel, 21 variants, were no faster. In float32 torch.compile is level there{{ claim((row("forward_float32", provider="torch_compile", op="bias_gelu", length="odd").ms / row("forward_float32", provider="triton", op="bias_gelu", length="odd").ms - 1) | abs < 0.04) }}.
 #
 # ## What to remember
 #

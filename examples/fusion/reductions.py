@@ -45,7 +45,7 @@ def read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
 #
 # {{ diagram("reductions_tile") }}
 #
-# Masked lanes hold the operation's [neutral element](../glossary.md#neutral-element): 0 for a sum, $-\infty$ for a maximum.
+# Masked [lanes](../glossary.md#lane) hold the operation's [neutral element](../glossary.md#neutral-element): 0 for a sum, $-\infty$ for a maximum.
 
 # %% tags=["copy"]
 @triton.jit
@@ -609,7 +609,7 @@ if __name__ == "__main__":
 #
 # {{ figure("cumsum", caption="A cumulative sum keeps up with a copy.") }}
 # {% for r in rows("cumsum", provider="triton") + rows("gated_scan") %}{{ claim(r.percent >= 93) }}{% endfor -%}
-# The gated scan, for which eager torch has no operation, reaches {{ row("gated_scan", provider="triton", n_cols=4096).percent | pct }} of a copy: of three trips two are reads, and a read is faster.
+# The gated scan, for which eager torch has no operation, reaches {{ row("gated_scan", provider="triton", n_cols=4096).percent | pct }} of a copy: of three [trips](../glossary.md#trip) two are reads, and a read is faster.
 #
 # ## Where it loses, and why
 #
