@@ -31,6 +31,16 @@ CLIPPED = """[...document.querySelectorAll("svg[role=img] text")].filter(text =>
     return box.width && (box.left < picture.left - 1 || box.right > picture.right + 1
         || box.top < picture.top - 1 || box.bottom > picture.bottom + 1);
 }).map(text => "clipped in its picture: " + text.textContent)"""
+OVERLAPPING = """[...document.querySelectorAll("svg[role=img]")].flatMap(picture => {
+    const texts = [...picture.querySelectorAll("text")].filter(text => text.textContent.trim())
+        .map(text => [text, text.getBoundingClientRect()]).filter(([, box]) => box.width);
+    return texts.flatMap(([text, box], i) => texts.slice(0, i).filter(([, other]) => {
+        const wide = Math.min(box.right, other.right) - Math.max(box.left, other.left);
+        const high = Math.min(box.bottom, other.bottom) - Math.max(box.top, other.top);
+        return wide > 1.5 && high > 0.4 * Math.min(box.height, other.height);
+    }).map(([other]) => `one over the other: ${other.textContent}, ${text.textContent}`));
+})"""
+DRAWN = (BROKEN_IMAGES, CLIPPED, OVERLAPPING)
 # bytes a second: 1.6 Mbit/s down
 SLOW = {"offline": False, "latency": 150, "downloadThroughput": 2e5, "uploadThroughput": 1e5}
 FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')"
@@ -173,7 +183,7 @@ def look(page, address: str, wrong: list[str], judge=None) -> None:
     """Notes what is wrong with a page as it is open now."""
     page.wait_for_function(COMPLETE)
     state = page.evaluate("`${document.body.dataset.mdColorScheme}, ${innerWidth} px`")
-    found = page.evaluate(BROKEN_IMAGES) + page.evaluate(CLIPPED)
+    found = [what for script in DRAWN for what in page.evaluate(script)]
     if (over := page.evaluate(TOO_WIDE)) > 0:
         found.append(f"{over} px too wide")
     if judge:
