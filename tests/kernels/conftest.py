@@ -121,3 +121,19 @@ def lecture(load, request):
     from scripts.lectures import find_lecture
 
     return load(find_lecture(request.path.stem.removeprefix("test_")))
+
+
+@pytest.fixture
+def changed(load, lecture, tmp_path):
+    """A function that loads the lecture with some of its code changed, as an exercise asks."""
+
+    def changed(changes: dict[str, str]):
+        source = Path(lecture.__file__).read_text(encoding="utf-8")
+        for before, after in changes.items():
+            assert before in source, before
+            source = source.replace(before, after)
+        script = tmp_path / f"changed_{lecture.__name__}.py"
+        script.write_text(source, encoding="utf-8")
+        return load(script)
+
+    return changed
