@@ -6,6 +6,7 @@ this file run as a script, and its machine code is looked at.
 
 import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -102,6 +103,40 @@ def agrees(lecture, q, k, v, do, *, within=1.0, **options):
             x.double(), y, atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
     return got
+
+
+@both_kinds
+def test_exercise_1_a_sink(lecture, device, causal):
+    q, k, v, do = inputs((1, 2, 70, 32), device=device, dtype=torch.float64)
+    sink, scale = torch.randn(2, 1, 1, device=device).double().requires_grad_(), 0.2
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    scores = leaves[0] @ leaves[1].mT * scale
+    seen = torch.ones_like(scores, dtype=torch.bool).tril()
+    scores = scores.masked_fill(~seen, -1e30) if causal else scores
+    p0, p = torch.cat([sink.expand(1, 2, 70, 1), scores], dim=-1).softmax(-1).split([1, 70], -1)
+    want = torch.autograd.grad(p @ leaves[2], (*leaves, sink), do)
+    out, lse = (p @ v).detach(), lecture._room_for_lse(q)
+    # to base 2, as the forward leaves it
+    lse[..., :70] = (sink - p0.log()).detach()[..., 0] / math.log(2)
+    grads = [torch.empty_like(x) for x in (q, k, v)]
+    lecture.flash_attention_backward(do, q, k, v, out, lse, *grads, causal, scale)
+    delta = (do * out).sum(-1, keepdim=True)
+    grads.append(-(p0.detach() * delta).sum(dim=(0, 2), keepdim=True)[0])
+    torch.testing.assert_close(grads, [*want], rtol=1e-6, atol=1e-6)
+
+
+def test_exercise_2_dropout_on_the_weights():
+    q, k, v, do = inputs((1, 2, 40, 32), 50, dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    p = (q @ k.mT * 0.2).softmax(dim=-1)
+    mask = (torch.rand_like(p) > 0.3) / 0.7
+    out = (p * mask) @ v
+    want = torch.autograd.grad(out, leaves, do)
+    dp = do @ v.mT * mask
+    delta = (do * out).sum(-1, keepdim=True)
+    torch.testing.assert_close(delta, (p * dp).sum(-1, keepdim=True))
+    ds = p * (dp - delta) * 0.2
+    torch.testing.assert_close((ds @ k, ds.mT @ q, (p * mask).mT @ do), want)
 
 
 @every_dtype
