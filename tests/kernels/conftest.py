@@ -124,16 +124,8 @@ def lecture(load, request):
 
 
 @pytest.fixture
-def changed(load, lecture, tmp_path):
-    """A function that loads the lecture with some of its code changed, as an exercise asks."""
+def changed(lecture, tmp_path):
+    """A function that loads the lecture with texts of its script replaced."""
+    from tests.kernels.changed import changed_lecture
 
-    def changed(changes: dict[str, str]):
-        source = Path(lecture.__file__).read_text(encoding="utf-8")
-        for before, after in changes.items():
-            assert before in source, before
-            source = source.replace(before, after)
-        script = tmp_path / f"changed_{lecture.__name__}.py"
-        script.write_text(source, encoding="utf-8")
-        return load(script)
-
-    return changed
+    return lambda changes: changed_lecture(lecture, changes, tmp_path)
