@@ -86,3 +86,20 @@ def bounds():
         mock.patch.object(executor, "_init_args_hst", init_args_hst),
     ):
         yield
+
+
+def traffic(run) -> int:
+    """How many numbers a launch reads and writes, each once, since a cache keeps it meanwhile."""
+    memory, met = interpreter._interpreter, {"load": [], "store": []}
+
+    def load(pointers, mask, *rest):
+        met["load"].append(pointers[np.asarray(mask, bool)])
+        return Memory.load(memory, pointers, mask, *rest)
+
+    def store(pointers, value, mask):
+        met["store"].append(pointers[np.asarray(mask, bool)])
+        return Memory.store(memory, pointers, value, mask)
+
+    with mock.patch.object(memory, "load", load), mock.patch.object(memory, "store", store):
+        run()
+    return sum(np.unique(np.concatenate(pointers)).size for pointers in met.values())

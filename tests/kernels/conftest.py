@@ -121,3 +121,11 @@ def lecture(load, request):
     from scripts.lectures import find_lecture
 
     return load(find_lecture(request.path.stem.removeprefix("test_")))
+
+
+@pytest.fixture
+def changed(lecture, tmp_path):
+    """A function that loads the lecture with texts of its script replaced."""
+    from tests.kernels.changed import changed_lecture
+
+    return lambda changes: changed_lecture(lecture, changes, tmp_path)

@@ -4,9 +4,13 @@ import math
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
+
+from tests.kernels.bounds import traffic
 
 DTYPES = [
     torch.float32,
@@ -374,6 +378,29 @@ def test_the_page_shows_them(lecture, device, capsys):
 
 
 # errors
+
+
+@triton.jit
+def depth_kernel(x_ptr, y_ptr, seed, limit: tl.uint32, scale, n_cols, BLOCK: tl.constexpr):
+    row, cols = tl.program_id(0), tl.arange(0, BLOCK)
+    mask = cols < n_cols
+    keep = tl.randint4x(seed, row)[0] >= limit
+    x = tl.load(x_ptr + row * n_cols + cols, mask=keep & mask, other=0.0)
+    tl.store(y_ptr + row * n_cols + cols, x * scale, mask=mask)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_exercise_3_dropped_rows_are_not_read(p):
+    x = torch.randn(300, 20)
+    y, limit = torch.empty_like(x), round(p * 2**32)
+    keep = torch.tensor([philox((row, 0, 0, 0), (7, 0))[0] >= limit for row in range(300)])
+    x[~keep] = torch.nan
+    met = traffic(lambda: depth_kernel[(300,)](x, y, 7, limit, 1 / (1 - p), 20, BLOCK=32))
+    torch.testing.assert_close(y, x.nan_to_num() / (1 - p))
+    dropped = 1 - keep.float().mean().item()
+    assert met / x.numel() == pytest.approx(2 - dropped)
+    assert abs(dropped - p) < 4 * math.sqrt(p * (1 - p) / 300)
 
 
 @pytest.mark.parametrize("op", ["dropout", "dropout_add"])

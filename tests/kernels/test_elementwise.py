@@ -6,8 +6,12 @@ import re
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.kernels.bounds import traffic
 
 DTYPES = [
     torch.float32,
@@ -233,6 +237,36 @@ def test_second_derivatives(lecture, device):
     (dx,) = torch.autograd.grad(lecture.bias_gelu(x[None], y).pow(2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()
+
+
+@triton.jit
+def product_kernel(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x, y = (tl.load(x_ptr + offs, mask=offs < n), tl.load(y_ptr + offs, mask=offs < n))
+    tl.store(out_ptr + offs, x * y, mask=offs < n)
+
+
+@triton.jit
+def gradient_kernel(dout_ptr, x_ptr, y_ptr, dx_ptr, dy_ptr, n, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    dout = tl.load(dout_ptr + offs, mask=offs < n)
+    tl.store(dx_ptr + offs, dout * tl.load(y_ptr + offs, mask=offs < n), mask=offs < n)
+    tl.store(dy_ptr + offs, dout * tl.load(x_ptr + offs, mask=offs < n), mask=offs < n)
+
+
+@pytest.mark.interpreter
+def test_exercise_2_one_trip_less(lecture):
+    x, y, z, dout, dx, dy = torch.randn(6, 700)
+    one, other = (
+        traffic(lambda a=arguments: product_kernel[(3,)](dout, *a, 700, BLOCK=256))
+        for arguments in ((y, dx), (x, dy))
+    )
+    fused = traffic(lambda: gradient_kernel[(3,)](dout, x, y, dx, dy, 700, BLOCK=256))
+    forward = traffic(lambda: lecture.multiply_add(x, y, z))
+    assert (one, other, fused, forward) == (3 * 700, 3 * 700, 5 * 700, 4 * 700)
+    leaves = [t.requires_grad_() for t in (x, y, z)]
+    want = torch.autograd.grad(lecture.multiply_add_reference(*leaves), leaves, dout)
+    torch.testing.assert_close((dx, dy, dout), want)
 
 
 @settings(max_examples=25, deadline=None)

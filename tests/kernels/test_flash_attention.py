@@ -110,6 +110,73 @@ def test_the_small_example(lecture, capsys):
     assert capsys.readouterr().out.count("acc") == 3
 
 
+def test_exercise_1_without_the_correction(lecture, changed):
+    forgot = changed({"alpha = 2 ** (row_max - new_max)": "alpha = 1"}).online_softmax
+    blocks = [((3, 2), (4, 2)), ((1, 1), (8, 4)), ((5, 4), (3, 2))]
+    assert forgot(blocks) == 12 / 3.5
+    for order in itertools.permutations(blocks):
+        assert (forgot(order) == 3) == (order[0] is blocks[2])
+    assert lecture.online_softmax(order) == 3
+
+
+WINDOW = {
+    "range(0, stop, ": "range(tl.maximum(stop - BLOCK_M - 255, 0) // BLOCK_N * BLOCK_N, stop, ",
+    "if start_n + EDGE > stop:": "if (start_n + EDGE > stop) | (start_n < stop - 256):",
+    "seen = keys - offs_m[:, None] <= stop - BLOCK_M\n": """\
+ahead = keys - offs_m[:, None] - (stop - BLOCK_M)
+                    seen = (ahead <= 0) & (ahead > -256)
+""",
+}
+
+
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(1, 1), (300, 300), (768, 768), (140, 601)])
+def test_exercise_2_a_sliding_window(changed, device, n_queries, n_keys):
+    q, k, v = inputs((1, 1, n_queries, 128), device, n_keys=n_keys)
+    out = changed(WINDOW).flash_attention(q, k, v, causal=True)
+    ahead = torch.arange(n_keys, device=device)
+    ahead = ahead - torch.arange(n_keys - n_queries, n_keys, device=device)[:, None]
+    scores = q.double() @ k.double().mT * 128**-0.5
+    hidden = (ahead > 0) | (ahead < -255)
+    want = scores.masked_fill(hidden, -math.inf).softmax(dim=-1) @ v.double()
+    torch.testing.assert_close(out.double(), want, atol=1e-3 * v.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("stop", [128, 256, 384, 512, 4096])
+def test_exercise_2_blocks_of_a_window(stop):
+    """Of 128 queries, the last at key stop - 1: which blocks of 64 keys they see, and how much."""
+    places = torch.arange(stop - 128, stop)[:, None]
+    ahead = torch.arange(stop) - places
+    seen = ((ahead <= 0) & (ahead > -256)).view(128, -1, 64).transpose(0, 1).flatten(1)
+    visited = range(max(stop - 128 - 255, 0) // 64 * 64, stop, 64)
+    assert [64 * i for i in range(stop // 64) if seen[i].any()] == [*visited]
+    masked = [start for start in visited if not seen[start // 64].all()]
+    assert masked == [x for x in visited if x < stop - 256 or x >= stop - 128]
+    if stop >= 384:
+        assert len(visited) == 6 and masked == [*visited[:2], *visited[-2:]]
+
+
+@pytest.mark.parametrize("half", [1, 64, 100])
+def test_exercise_3_halves_merge(lecture, device, half):
+    q, k, v = inputs((1, 2, 70, 64), device, n_keys=150)
+    k[:, :, :half] *= 2
+    (out1, lse1), (out2, lse2) = (
+        lecture.flash_attention(q, k[:, :, part], v[:, :, part], return_lse=True)
+        for part in (slice(0, half), slice(half, None))
+    )
+    w = torch.sigmoid(lse1 - lse2)[..., None]
+    want, _ = lecture.flash_attention_reference(q.double(), k.double(), v.double())
+    atol = 2e-3 * v.abs().max().item()
+    torch.testing.assert_close((w * out1 + (1 - w) * out2).double(), want, atol=atol, rtol=0)
+
+
+def test_exercise_4_more_queries_than_keys(lecture, device):
+    q, k, v = inputs((1, 1, 3, 64), device, n_keys=1)
+    out, lse = lecture.flash_attention(q, k, v, causal=True, return_lse=True)
+    assert not out[0, 0, :2].any() and torch.equal(out[0, 0, 2], v[0, 0, 0])
+    score = (q[0, 0, 2].float() @ k[0, 0, 0].float()).item() / 8
+    assert lse[0, 0].tolist() == pytest.approx([-math.inf, -math.inf, score], rel=1e-5)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 2), heads=st.integers(1, 3), n_queries=st.integers(1, 300),

@@ -6,7 +6,9 @@ this file run as a script, and its machine code is looked at.
 
 import itertools
 import json
+import math
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -14,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from tests.kernels.changed import changed_lecture
 from tests.kernels.sm_90 import SHARED_LIMIT, facts, launched, pretend, run_as_script
 
 HEAD_DIMS = [32, 64, 128, 256]
@@ -29,6 +32,28 @@ VARIANTS = [
         HEAD_DIMS, (False, True), ((1024, 1024), (300, 1111))
     )
 ]
+# exercise 3: the kernel for keys adds its share of dQ as well
+FUSED = {
+    "    q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, lse_ptr, delta_ptr, n_heads,\n"
+    "    n_queries, n_keys, padded, scale, scale_log2, FLOAT": (
+        "    q_desc, k_desc, v_desc, do_desc, dq_desc, dk_desc, dv_desc, lse_ptr, delta_ptr,\n"
+        "    n_heads, n_queries, n_keys, padded, scale, scale_log2, FLOAT"
+    ),
+    "        dk = tl.dot(ds.to(q.dtype), q, dk, out_dtype=FLOAT)\n": (
+        "        dk = tl.dot(ds.to(q.dtype), q, dk, out_dtype=FLOAT)\n"
+        "        dq = tl.dot(ds.to(q.dtype).T, k, out_dtype=FLOAT) * scale\n"
+        "        at, dq = [b, h, start_m, 0], dq.reshape(1, 1, BLOCK_M, HEAD_DIM)\n"
+        "        dq_desc.atomic_add(at, dq)\n"
+    ),
+}
+# for the interpreter, which lacks that, and runs one program after the other
+IN_TURN = {"dq_desc.atomic_add(at, dq)": "dq_desc.store(at, dq_desc.load(at) + dq)"}
+
+
+def launch_fused(lecture, q, k, v, do, stats, dq, dk, dv, causal, scale):
+    common = stats, (scale, scale * math.log2(math.e)), causal, (64, 128, 8, 2)
+    tensors = q, k, v, do, dq, dk, dv
+    lecture._launch(lecture.flash_attention_dkdv_kernel, "mnnmmnn", tensors, *common)
 
 
 def compile_all(variants=VARIANTS) -> list:
@@ -45,12 +70,19 @@ def compile_all(variants=VARIANTS) -> list:
         lecture.flash_attention_forward(q, k, k, q, lse, causal, 0.1)
         lecture.flash_attention_backward(q, q, k, k, q, lse, q, k, k, causal, 0.1)
     found = [facts(kernel) for kernel in found]
-    return list(zip(*(found[i::3] for i in range(3)), strict=True))
+    q, dq, lse = q.new_empty(2, 4, 1024, 128), torch.empty(2, 4, 1024, 128), torch.empty(2, 4, 1024)
+    with tempfile.TemporaryDirectory() as folder:
+        fused = changed_lecture(lecture, FUSED, folder)
+        twice = launched(fused, "flash_attention_dkdv_kernel")
+        for causal in (False, True):
+            launch_fused(fused, q, q, q, q, (lse, lse), dq, q, q, causal, 0.1)
+    triples = zip(*(found[i::3] for i in range(3)), strict=True)
+    return [*triples, [facts(kernel) for kernel in twice]]
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict:
-    return dict(zip(VARIANTS, run_as_script(__file__), strict=True))
+    return dict(zip([*VARIANTS, "fused"], run_as_script(__file__), strict=True))
 
 
 @pytest.mark.interpreter  # a GPU's tests compile and run them
@@ -102,6 +134,57 @@ def agrees(lecture, q, k, v, do, *, within=1.0, **options):
             x.double(), y, atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
     return got
+
+
+@both_kinds
+def test_exercise_1_a_sink(lecture, device, causal):
+    q, k, v, do = inputs((1, 2, 70, 32), device=device, dtype=torch.float64)
+    sink, scale = torch.randn(2, 1, 1, device=device).double().requires_grad_(), 0.2
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    scores = leaves[0] @ leaves[1].mT * scale
+    seen = torch.ones_like(scores, dtype=torch.bool).tril()
+    scores = scores.masked_fill(~seen, -1e30) if causal else scores
+    p0, p = torch.cat([sink.expand(1, 2, 70, 1), scores], dim=-1).softmax(-1).split([1, 70], -1)
+    want = torch.autograd.grad(p @ leaves[2], (*leaves, sink), do)
+    out, lse = (p @ v).detach(), lecture._room_for_lse(q)
+    # to base 2, as the forward leaves it
+    lse[..., :70] = (sink - p0.log()).detach()[..., 0] / math.log(2)
+    grads = [torch.empty_like(x) for x in (q, k, v)]
+    lecture.flash_attention_backward(do, q, k, v, out, lse, *grads, causal, scale)
+    delta = (do * out).sum(-1, keepdim=True)
+    grads.append(-(p0.detach() * delta).sum(dim=(0, 2), keepdim=True)[0])
+    torch.testing.assert_close(grads, [*want], rtol=1e-6, atol=1e-6)
+
+
+def test_exercise_2_dropout_on_the_weights():
+    q, k, v, do = inputs((1, 2, 40, 32), 50, dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    p = (q @ k.mT * 0.2).softmax(dim=-1)
+    mask = (torch.rand_like(p) > 0.3) / 0.7
+    out = (p * mask) @ v
+    want = torch.autograd.grad(out, leaves, do)
+    dp = do @ v.mT * mask
+    delta = (do * out).sum(-1, keepdim=True)
+    torch.testing.assert_close(delta, (p * dp).sum(-1, keepdim=True))
+    ds = p * (dp - delta) * 0.2
+    torch.testing.assert_close((ds @ k, ds.mT @ q, (p * mask).mT @ do), want)
+
+
+@pytest.mark.interpreter
+def test_exercise_3_fused_again(lecture, changed, compiled):
+    for kernel in compiled["fused"]:
+        assert kernel["registers"] == 255 and kernel["spills"] > 0
+    assert 64 * 128 // 256 == 32  # registers of dq a thread
+    q, k, v, do = inputs((1, 2, 140, 32))
+    wide = (x.double() for x in (q, k, v, do))
+    out, *want = gradients(lecture.flash_attention_reference, *wide, causal=True, scale=0.1)
+    lse, delta = lecture._room_for_lse(q), lecture._room_for_lse(q).zero_()
+    lecture.flash_attention_forward(q, k, v, torch.empty_like(q), lse, True, 0.1)
+    delta[..., :140] = (do * out).sum(-1)
+    dq, dk, dv = torch.zeros(1, 2, 140, 32), torch.empty_like(k), torch.empty_like(v)
+    launch_fused(changed(FUSED | IN_TURN), q, k, v, do, (lse, delta), dq, dk, dv, True, 0.1)
+    for x, y in zip((dq, dk, dv), want, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=0, atol=1e-3 * y.abs().max().item())
 
 
 @every_dtype

@@ -12,6 +12,8 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 
 from tests.kernels.sm_90 import facts, launched, pretend, run_as_script
@@ -106,6 +108,7 @@ def test_many_sequences(lecture, device, batch):
 @pytest.mark.parametrize("n_shares", [1, 3, 40])
 def test_only_what_was_written_is_read(lecture, device, n_shares, monkeypatch):
     """Memory for parts is handed out full of NaN; not all of it is used."""
+
     def full_of_nan(of):
         def made(*args, **options):
             x = of(*args, **options)
@@ -227,6 +230,75 @@ def test_merging_by_hand(lecture, capsys):
     assert weights == ["0.1875", "0.0625", "0.7500"]
 
 
+def merged(*parts):
+    """Output and log-sum-exp, to base 2, of parts whose own are known."""
+    total = sum(2**lse for _, lse in parts)
+    return sum(out * 2**lse for out, lse in parts) / total, math.log2(total)
+
+
+def test_exercise_1_a_merge_of_merges():
+    a, b, c = (10 / 3, math.log2(12)), (6, 2), (8 / 3, math.log2(48))
+    scores = [((3, 2), (4, 2)), ((1, 1), (8, 4)), ((5, 4), (3, 2))]
+    for part, (s, values) in zip((a, b, c), scores, strict=True):
+        assert merged(*zip(values, s, strict=True)) == pytest.approx(part)
+    assert merged(a, b) == pytest.approx((4, 4))
+    for tree in (merged(merged(a, b), c), merged(a, merged(b, c)), merged(merged(a, c), b)):
+        assert tree == pytest.approx(merged(a, b, c)) and tree == pytest.approx((3, 6))
+
+
+@triton.jit
+def cut_kernel(
+    q_ptr, k_ptr, v_ptr, part_ptr, lse_ptr, seq_lens_ptr, n_heads, capacity, scale_log2,
+    HEAD_DIM: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """Exercise 2: a part has `PART` keys of a sequence, whatever the batch."""
+    head, part, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    seq_len = tl.load(seq_lens_ptr + b)
+    at = (b * tl.num_programs(1) + part) * n_heads + head
+    offs_d, keys = tl.arange(0, HEAD_DIM), part * PART + tl.arange(0, PART)
+    if part * PART >= seq_len:
+        tl.store(lse_ptr + at, -float("inf"))
+        return
+    q = tl.load(q_ptr + (b * n_heads + head) * HEAD_DIM + offs_d).to(tl.float32) * scale_log2
+    offs = ((b * capacity + keys) * n_heads + head)[:, None] * HEAD_DIM + offs_d[None, :]
+    k = tl.load(k_ptr + offs, mask=(keys < seq_len)[:, None], other=0.0)
+    v = tl.load(v_ptr + offs, mask=(keys < seq_len)[:, None], other=0.0)
+    s = tl.where(keys < seq_len, tl.sum(k * q[None, :], axis=1), -float("inf"))
+    p = tl.exp2(s - tl.max(s, axis=0))
+    tl.store(lse_ptr + at, tl.max(s, axis=0) + tl.log2(tl.sum(p, axis=0)))
+    out = tl.sum(p[:, None] * v, axis=0) / tl.sum(p, axis=0)
+    tl.store(part_ptr + at * HEAD_DIM + offs_d, out)
+
+
+def cut(lecture, q, k, v, seq_lens, part_size=64):
+    (batch, heads, head_dim), capacity = q.shape, k.shape[1]
+    parts, out = triton.cdiv(capacity, part_size), torch.empty_like(q)
+    lse = torch.empty(batch, parts, heads, dtype=torch.float32, device=q.device)
+    part = lse.new_zeros(*lse.shape, head_dim)
+    cut_kernel[(heads, parts, batch)](
+        q, k, v, part, lse, seq_lens, heads, capacity, head_dim**-0.5 * math.log2(math.e),
+        HEAD_DIM=head_dim, PART=part_size,
+    )  # fmt: skip
+    lecture.first_merge_kernel[(batch * heads,)](part, lse, out, heads, parts, head_dim, 16)
+    return out
+
+
+def test_exercise_2_the_same_bits_in_any_batch(lecture, device):
+    lens = [400, 3, 130, 0, 65]
+    q, k, v, seq_lens, _ = lecture._poisoned(lens, 4, 4, 64, 0, torch.float16, device)
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    together, alone = {}, {}
+    for name, attend in (("cut", lambda *x: cut(lecture, *x)), ("shares", lecture.flash_decoding)):
+        together[name] = attend(q, k, v, seq_lens)
+        rows = [attend(*(x[b : b + 1] for x in (q, k, v, seq_lens))) for b in range(len(lens))]
+        alone[name] = torch.cat(rows)
+    want = lecture.flash_decoding_reference(*(x.double() for x in (q, k, v)), seq_lens)
+    torch.testing.assert_close(together["cut"].double(), want, atol=4e-3, rtol=0)
+    assert torch.equal(together["cut"], alone["cut"])
+    # for a GPU of another size shares may be cut alike
+    assert device == "cuda" or not torch.equal(together["shares"], alone["shares"])
+
+
 def refusals():
     def table(q, *shape, dtype=torch.int32):
         return {"block_table": torch.zeros(shape, dtype=dtype, device=q.device)}
@@ -254,8 +326,13 @@ def refusals():
     yield "table's dimensions", ValueError, lambda q, k, v, n: ((q, k, v, n), table(q, 2))
     yield "scale 0", ValueError, lambda q, k, v, n: ((q, k, v, n), {"scale": 0.0})
     yield "scale NaN", ValueError, lambda q, k, v, n: ((q, k, v, n), {"scale": math.nan})
-    yield "too many", ValueError, lambda q, k, v, n: (
-        (*(x[:1].expand(4097, *x.shape[1:]) for x in (q, k, v)), n[:1].repeat(4097)), {}
+    yield (
+        "too many",
+        ValueError,
+        lambda q, k, v, n: (
+            (*(x[:1].expand(4097, *x.shape[1:]) for x in (q, k, v)), n[:1].repeat(4097)),
+            {},
+        ),
     )
     yield "gradient", ValueError, lambda q, k, v, n: ((q.requires_grad_(), k, v, n), {})
 

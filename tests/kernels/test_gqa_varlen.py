@@ -13,6 +13,8 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 
 from tests.kernels.sm_90 import SHARED_LIMIT, facts, launched, pretend, run_as_script
@@ -130,6 +132,58 @@ def test_anything(lecture, device, lengths, heads, causal, left, right, softcap,
     x, options = inputs(*zip(*lengths, strict=True), *heads, device=device, seed=seed), {}
     options |= {"window_size": (left, right), "softcap": softcap, "scale": scale}
     agrees(lecture, *x, causal=causal, within=2.0, **options)
+
+
+@triton.jit
+def band_kernel(out_ptr, start, n, BAND: tl.constexpr):
+    first, _, _, stop = BAND(start, 128, n, 0, n, 64, 64)
+    tl.store(out_ptr, first)
+    tl.store(out_ptr + 1, stop)
+
+
+def test_exercise_1_both_sides(lecture, device):
+    n = 300
+    q, k, v, _, *ends = inputs([n], [n], device=device)
+    v[:] = torch.arange(n, device=device)[:, None, None]
+    # equal weights: a row is the mean of the places it sees
+    out = lecture.flash_attention_varlen(q * 0, k, v, *ends, window_size=(64, 64))[:, 0, 0]
+    want = [(max(i - 64, 0) + min(i + 64, n - 1)) / 2 for i in range(n)]
+    assert out.tolist() == pytest.approx(want, rel=2e-3, abs=0.1)
+    visited = torch.empty(2, dtype=torch.int32, device=device)
+    for start in range(128, 4096, 128):
+        band_kernel[(1,)](visited, start, 8192, lecture._band)
+        assert visited.tolist() == [start - 64, start + 192]
+        assert len(range(*visited.tolist(), lecture.TILES[128][0][1])) == 4
+
+
+NO_MAXIMUM = {
+    "        new_max = tl.maximum(row_max, tl.max(s, axis=1) * scale_out)\n": "",
+    "s * scale_out - new_max[:, None]": "s * scale_out",
+    "        alpha = tl.exp2(row_max - new_max)\n": "",
+    "row_sum * alpha": "row_sum",
+    "acc * alpha[:, None]": "acc",
+    "        row_max = new_max\n": "",
+    "row_max + tl.log2(row_sum)": "tl.log2(row_sum)",
+}
+
+
+@pytest.mark.interpreter
+def test_exercise_2_no_maximum(lecture, changed):
+    assert math.exp(-20) > 1e-9 and math.exp(20) < 1e9
+    assert torch.finfo(torch.float32).max > 1e9 * 2**29
+    extremes = torch.tensor([-20.0, 20.0]).exp()
+    assert extremes.bfloat16().isfinite().all() and (extremes.bfloat16() > 0).all()
+    assert extremes.half()[1].isinf() and torch.finfo(torch.float16).max < 65505
+    plain = changed(NO_MAXIMUM)
+    # float64 in place of bfloat16, whose products are wrong in the interpreter
+    for dtype, fails in ((torch.float64, False), (torch.float16, True)):
+        q, k, v, do, *ends = inputs([70, 3], [90, 5], 2, 2, dtype=dtype)
+        x, options = (q * 30, k, v, do, *ends), {"softcap": 20.0, "window_size": (50, -1)}
+        if fails:
+            assert not plain.flash_attention_varlen(*x[:3], *ends, **options).isfinite().all()
+            agrees(lecture, *x, within=4.0, **options)
+        else:
+            agrees(plain, *x, **options)
 
 
 @pytest.mark.interpreter

@@ -6,12 +6,15 @@ script, and its machine code is looked at.
 
 import itertools
 import json
+import random
 import sys
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 
 from tests.kernels.sm_90 import SHARED_LIMIT, facts, pretend, run_as_script
@@ -31,6 +34,8 @@ VARIANTS = [
     for queries, keys in ((1024, 1024), (300, 1111))
     if (rung, head_dim) != ("three", 128)
 ] + [("persistent", head_dim, "float16", True, 1000, 1000) for head_dim in (64, 128)]
+# exercise 1, a ring of three: head_dim, consumers
+DEEPER = [(128, 2), (64, 2), (64, 3)]
 
 
 def compile_all() -> list[dict]:
@@ -48,12 +53,18 @@ def compile_all() -> list[dict]:
         grid, arguments, options = lecture._plan(q, k, k, q, lse, causal, 0.1, **choice)
         compiled = lecture.hopper_attention_kernel.warmup(*arguments, grid=grid, **options)
         found.append(facts(compiled))
+    lecture.STAGES = 3
+    for head_dim, groups in DEEPER:
+        q, lse = torch.empty(2, 4, 1024, head_dim, dtype=torch.bfloat16), torch.empty(2, 4, 1024)
+        grid, arguments, options = lecture._plan(q, q, q, q, lse, False, 0.1, groups=groups)
+        compiled = lecture.hopper_attention_kernel.warmup(*arguments, grid=grid, **options)
+        found.append(facts(compiled))
     return found
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict:
-    return dict(zip(VARIANTS, run_as_script(__file__), strict=True))
+    return dict(zip(VARIANTS + DEEPER, run_as_script(__file__), strict=True))
 
 
 @pytest.mark.interpreter  # a GPU's tests compile and run them
@@ -72,6 +83,54 @@ def test_machine_code(compiled, variant):
     assert kernel["spills"] == 0 and not kernel["serialized"]
     assert kernel["setmaxnreg"] >= 2
     assert kernel["registers"] * 128 * (1 + max(consumers, 2)) <= 65536
+
+
+@pytest.mark.interpreter
+def test_exercise_1_a_third_stage(compiled):
+    slot, queries_and_output = 2 * 128 * 128 * 2, (2 * 2 + 2) * 64 * 128 * 2
+    assert (slot, queries_and_output) == (64 << 10, 96 << 10)
+    wanted = {(128, 2): 288, (64, 2): 144, (64, 3): 168}
+    for variant, kib in wanted.items():
+        # beside the rings a few barriers, and what tells warps their role
+        assert 0 <= compiled[variant]["shared"] - (kib << 10) <= 2048
+        assert (compiled[variant]["shared"] <= SHARED_LIMIT) == (variant[0] == 64)
+
+
+@triton.jit
+def drawing_kernel(counter_ptr, done_ptr, n_tiles):
+    tile = tl.atomic_add(counter_ptr, 1)
+    while tile < n_tiles:
+        tl.atomic_add(done_ptr + tile, 1)
+        tile = tl.atomic_add(counter_ptr, 1)
+    # each program draws past the end once
+    if tile == n_tiles + tl.num_programs(0) - 1:
+        tl.atomic_xchg(counter_ptr, 0)
+
+
+@pytest.mark.parametrize(("n_tiles", "programs"), [(40, 7), (3, 7), (1, 1), (0, 4)])
+def test_exercise_2_tiles_from_a_counter(device, n_tiles, programs):
+    counter = torch.zeros(1, dtype=torch.int32, device=device)
+    done = torch.zeros(50, dtype=torch.int32, device=device)
+    for launch in range(1, 4):
+        drawing_kernel[(programs,)](counter, done, n_tiles)
+        assert counter.item() == 0
+        assert done.tolist() == [launch] * n_tiles + [0] * (50 - n_tiles)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), n_tiles=st.integers(0, 20), programs=st.integers(1, 6))
+def test_exercise_2_in_any_order(seed, n_tiles, programs):
+    """Draws of programs that take turns at random: the last to stop is known by its number."""
+    order, counter, drawn, alive = random.Random(seed), 0, [], [*range(programs)]
+    while alive:
+        program = order.choice(alive)
+        tile, counter = counter, counter + 1
+        if tile < n_tiles:
+            drawn.append(tile)
+        else:
+            alive.remove(program)
+            assert (tile == n_tiles + programs - 1) == (not alive)
+    assert drawn == [*range(n_tiles)]
 
 
 sizes = st.tuples(

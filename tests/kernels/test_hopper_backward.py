@@ -8,15 +8,19 @@ with the large one's arithmetic in PyTorch between them.
 import itertools
 import json
 import math
+import random
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 import torch
+import triton
 from hypothesis import given, settings
 
+from tests.kernels.changed import changed_lecture
 from tests.kernels.sm_90 import SHARED_LIMIT, facts, pretend, run_as_script, told_by
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
@@ -36,6 +40,14 @@ VARIANTS += [
     for rung in ("turn", "overlap", "unsummed")
     for head_dim, causal in itertools.product((64, 128), (False, True))
 ]
+# exercise 1: dS from the weights as they were rounded
+FROM_WEIGHTS = {
+    # the one of two such lines that rungs 1 and 2 take
+    "ds = (p * (dp - _rows(delta_ring, slot, dp))).to(dtype)\n            ds_tile": (
+        "p = gl.convert_layout(weights, dp.type.layout).to(gl.float32)\n"
+        "            ds = (p * (dp - _rows(delta_ring, slot, dp))).to(dtype)\n            ds_tile"
+    )
+}
 
 
 def overwritten(kernel) -> int:
@@ -44,8 +56,6 @@ def overwritten(kernel) -> int:
     Follows every branch of the SASS: HGMMA starts a product, with the sum and perhaps its left
     factor in registers, and WARPGROUP.DEPBAR waits until at most so many groups are running.
     """
-    import triton
-
     listing = told_by(triton.knobs.nvidia.nvdisasm, ["-c"], kernel.asm["cubin"])
     lines = [re.sub(r"/\*.*?\*/", "", line).strip(" \t;") for line in listing.splitlines()]
     lines = [x for x in lines if re.match(r"\.L_x_\d+:|@?!?U?P?[\dT]* ?[A-Z][\w.]+( |$)", x)]
@@ -107,12 +117,20 @@ def compile_all() -> list[dict]:
         compiled = kernel.warmup(*arguments, grid=grid, **options)
         vectors = len(re.findall(r"(?:red|atom)[\w.]*\.v4\.f32", compiled.asm["ptx"]))
         found.append(facts(compiled) | {"v4": vectors, "overwritten": overwritten(compiled)})
+    with tempfile.TemporaryDirectory() as folder:
+        for one in (lecture, changed_lecture(lecture, FROM_WEIGHTS, folder)):
+            q = torch.empty(2, 4, 1024, 128, dtype=torch.bfloat16)
+            _, (kernel, grid, arguments, options), _ = plan(one, "overlap", q, q, False)
+            compiled = kernel.warmup(*arguments, grid=grid, **options)
+            tool = triton.knobs.nvidia.nvdisasm
+            listing = told_by(tool, ["-c"], compiled.asm["cubin"])
+            found.append([len(re.findall(rf"\b{code}\b", listing)) for code in ("F2FP", "F2F")])
     return found
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict:
-    return dict(zip(VARIANTS, run_as_script(__file__), strict=True))
+    return dict(zip([*VARIANTS, "from p", "from weights"], run_as_script(__file__), strict=True))
 
 
 @pytest.mark.interpreter  # a GPU's tests compile and run them
@@ -135,6 +153,53 @@ def test_machine_code(compiled, variant):
     assert kernel["overwritten"] == 0
     assert kernel["setmaxnreg"] >= 2
     assert kernel["registers"] * 384 <= 65536
+
+
+@pytest.mark.interpreter
+def test_exercise_1_rounded_one_by_one(compiled):
+    (pairs, singles), (fewer, one_by_one) = compiled["from p"], compiled["from weights"]
+    # 32 weights a thread: 16 pairs, or each on its own
+    assert (singles, one_by_one, pairs - fewer) == (0, 32, 16)
+
+
+def test_exercise_1_less_exact():
+    p, dp = torch.rand(64, 64, dtype=torch.float64), torch.randn(64, 64, dtype=torch.float64)
+    want = p * (dp - dp.mean())
+    error = [(x * (dp - dp.mean())).bfloat16().sub(want).abs().mean() for x in (p, p.bfloat16())]
+    assert error[1] > 1.2 * error[0]
+
+
+def added_in_turn(order, room, keys, tiles, seed):
+    """Sums of tiles to which programs, started in `order`, add in the order of their keys.
+
+    Returns:
+        The sums, or None if all that run wait for one that cannot start.
+    """
+    pick, terms = random.Random(seed), torch.rand(keys, tiles, generator=torch.manual_seed(0))
+    sums, turn, running, todo = torch.zeros(tiles), [0] * tiles, {}, [*order]
+    while todo or running:
+        while todo and len(running) < room:
+            running[todo.pop(0)] = 0
+        ready = [key for key, tile in running.items() if turn[tile] == key]
+        if not ready:
+            return None
+        key = pick.choice(ready)
+        tile = running[key]
+        sums[tile] += terms[key, tile]
+        turn[tile] += 1
+        running[key] += 1
+        if running[key] == tiles:
+            del running[key]
+    return sums
+
+
+@pytest.mark.parametrize("room", [1, 3, 12])
+def test_exercise_2_the_order_of_keys(room):
+    first = added_in_turn(range(12), room, 12, 5, seed=0)
+    for seed in range(1, 6):
+        assert torch.equal(added_in_turn(range(12), room, 12, 5, seed), first)
+        backwards = added_in_turn(range(11, -1, -1), room, 12, 5, seed)
+        assert torch.equal(backwards, first) if room == 12 else backwards is None
 
 
 def emulation(lecture):

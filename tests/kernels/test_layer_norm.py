@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kernels.bounds import traffic
 from tests.kernels.sm_90 import facts, launched, pretend, run_as_script
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -276,6 +279,46 @@ def test_the_second_answer():
     two = (d * d).mean()
     assert 5e-4 < abs(two - exact_variance) < 2e-3
     assert abs(two - d.mean() ** 2 - exact_variance) < 1e-6
+
+
+@triton.jit
+def added_kernel(
+    x_ptr, r_ptr, sum_ptr, weight_ptr, bias_ptr, y_ptr, n_cols, eps, BLOCK: tl.constexpr
+):
+    start, cols = tl.program_id(0) * n_cols, tl.arange(0, BLOCK)
+    mask = cols < n_cols
+    x = tl.load(x_ptr + start + cols, mask=mask, other=0.0)
+    x += tl.load(r_ptr + start + cols, mask=mask, other=0.0)
+    if sum_ptr is not None:
+        tl.store(sum_ptr + start + cols, x, mask=mask)
+    d = tl.where(mask, x - tl.sum(x, axis=0) / n_cols, 0.0)
+    y = d * tl.rsqrt(tl.sum(d * d, axis=0) / n_cols + eps)
+    y = y * tl.load(weight_ptr + cols, mask=mask) + tl.load(bias_ptr + cols, mask=mask)
+    tl.store(y_ptr + start + cols, y, mask=mask)
+
+
+@pytest.mark.interpreter
+def test_exercise_3_trips_and_gradient(lecture, device):
+    (n_rows, n_cols), eps = (40, 100), 1e-5
+    x, weight, bias, dy = problem(n_rows, n_cols, torch.float32, device)
+    r, y, total = torch.randn_like(x), torch.empty_like(x), torch.empty_like(x)
+    weight[weight.abs() < 0.1] = 0.1
+    trips = []
+    for written in (None, total):
+        arguments = x, r, written, weight, bias, y, n_cols, eps
+        met = traffic(lambda a=arguments: added_kernel[(n_rows,)](*a, BLOCK=128))
+        # weight and bias are read once for all rows
+        trips.append((met - 2 * n_cols) / x.numel())
+    apart = traffic(lambda: lecture.layer_norm_row(x, weight, bias)) - 2 * n_cols
+    assert (3 + apart / x.numel(), *trips) == (5, 3, 4)
+    want = exact(x + r, weight, bias, dy)
+    close(y, want[0], torch.float32)
+    torch.testing.assert_close(total, x + r)
+    # the gradient from y, and one number a row
+    x_hat, g, rstd = (y - bias) / weight, dy * weight, (total.var(-1, correction=0) + eps).rsqrt()
+    terms = g - g.mean(-1, keepdim=True) - x_hat * (g * x_hat).mean(-1, keepdim=True)
+    close(rstd[:, None] * terms, want[1], torch.float32)
+    close((dy * x_hat).sum(0), want[2], torch.float32)
 
 
 @pytest.mark.gpu

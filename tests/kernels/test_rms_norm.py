@@ -5,6 +5,7 @@ Run as a script, the file compiles the forward of long rows for sm_90 without a 
 
 import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -263,6 +264,20 @@ def test_second_derivative_is_refused(lecture, device):
     (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()
+
+
+@pytest.mark.interpreter
+def test_exercise_1_widths_that_hide_the_block(lecture, changed):
+    widths = [*range(1, 3000), *range(4000, 4200), *(2**i for i in range(12, 18)), 5000, 12289]
+    blocks = {n: lecture._plan(n, n, 8192, n, 2, True)[1][1] for n in widths}
+    assert [n for n, block in blocks.items() if n == block] == [2**i for i in range(4, 13)]
+    wrong = changed({"rsqrt(squares / n_cols": "rsqrt(squares / BLOCK"})
+    for n in (8, 100, 1000, 4096, 4097, 8192):
+        x, weight = torch.randn(8, n, dtype=torch.bfloat16), torch.ones(n, dtype=torch.bfloat16)
+        got, want = (m.rms_norm(x, weight, 1e-12).double() for m in (wrong, lecture))
+        factor = math.sqrt(blocks[n] / n)
+        torch.testing.assert_close(got, factor * want, rtol=2e-2, atol=0)
+        assert (factor == 1) == torch.equal(got, want)
 
 
 def test_answer_to_exercise_3(lecture, device):

@@ -167,6 +167,51 @@ def test_second_derivative_is_refused(lecture, device):
         dx.sum().backward()
 
 
+def finish(room, slow=(), n=40, parts=4):
+    """Programs that start in order and end when all of their row have left their pairs.
+
+    Returns:
+        Those that ended, in order, and those that wait, when nothing moves any more.
+    """
+    ended, running, todo = [], [], list(range(n))
+    while True:
+        while todo and len(running) < room:
+            running.append(todo.pop(0))
+        left = {*ended, *running} - {*slow}
+        rows = {p: range(p // parts * parts, p // parts * parts + parts) for p in running}
+        free = [p for p in running if left.issuperset(rows[p])]
+        if not free:
+            return ended, [p for p in running if p not in slow]
+        ended, running = ended + free, [p for p in running if p not in free]
+
+
+def test_exercise_3_who_waits_for_whom():
+    ended, waiting = finish(8, slow=[6])
+    assert ended[:8] == [0, 1, 2, 3, 8, 9, 10, 11] and waiting == [4, 5, 7]
+    assert finish(8) == ([*range(40)], [])
+    assert finish(3) == ([], [0, 1, 2])
+    # so many parts as there is room for
+    assert all((finish(room)[1] == []) == (room >= 4) for room in range(1, 12))
+
+
+@pytest.mark.interpreter
+def test_exercise_3_a_row_has_32_parts_at_most(lecture, monkeypatch):
+    parts = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **options: parts.append(options.get("PARTS", 1))
+
+    for name in ("kernel", "online_kernel", "bwd_kernel"):
+        monkeypatch.setattr(lecture, f"softmax_{name}", Kernel())
+    for n_cols in (8193, 20000, 100_001, 2**17, 2**18 - 1, 2**18, 2**18 + 1, 2**20, 10**7):
+        for dtype in DTYPES:
+            x = torch.empty(1, n_cols, dtype=dtype, device="meta")
+            lecture.softmax_forward(x, x)
+            lecture.softmax_backward(x, x, x)
+    assert max(parts) == 32
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n_cols", [1024, 1823, 8192, 16384, 32768, 50257, 65536, 131072, 300001])

@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 import torch
 import triton
+import triton.language as tl
 
 from tests.kernels.sm_90 import facts, pretend, run_as_script
 
@@ -116,6 +117,53 @@ def test_only_a_kernel_without_dead_barriers_is_trusted(lecture, kernels):
             for wrong in ("global_smem+16]", "global_smem]"):
                 with pytest.raises(RuntimeError, match="unused barriers"):
                     trusted(lecture, ptx.replace("global_smem+8]", wrong))
+
+
+@pytest.mark.interpreter
+def test_exercise_1_three_groups(lecture, load, kernels):
+    asked = {row[2] for kernel in kernels if kernel["roles"] for row in kernel["roles"][2:]}
+    assert asked == {"232"} and 3 * 128 * 232 == 89_088 > 65_536
+    hopper = load(Path(lecture.__file__).with_name("hopper_attention.py"))
+    compute, loading, _ = hopper.REGISTERS[3]
+    assert (compute, loading) == (160, 32) and 128 * (3 * compute + loading) == 65_536
+    # acc and scores of 64 queries in the registers of 128 threads
+    assert (64 * 128 // 128, 64 * 128 // 128, 64 * 64 // 128) == (64, 64, 32)
+    groups = []
+    hopper._schedule = lambda sizes, causal, block_m, *_: groups.append(block_m // 64) or (0, 0)
+    hopper._sms = lambda device: 132
+    for head_dim in (64, 128):
+        q = torch.empty(1, 2, 16384, head_dim, dtype=torch.float16)
+        hopper._plan(q, q, q, q, q, False, 0.1)
+    assert groups == [3, 2]
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(not OLD, reason="later versions of Triton have no such barriers")
+def test_exercise_2_one_of_two(lecture, kernels):
+    for kernel in (kernel for kernel in kernels if kernel["invalidates"]):
+        one = re.sub(r"[^\n]*mbarrier\.inval[^\n]*global_smem\+8\][^\n]*\n", "", kernel["ptx"])
+        initialised, invalidated, _ = lecture.places_of(one)
+        assert initialised[0] == initialised[8] == 6 and invalidated == [0]
+        with pytest.raises(RuntimeError, match=r"at \[0, 8\], the kernel invalidates \[0\]"):
+            trusted(lecture, one)
+
+
+@triton.jit
+def sum_kernel(x_ptr, out_ptr, BACKWARDS: tl.constexpr):
+    pid = tl.program_id(0)
+    if BACKWARDS:
+        pid = tl.num_programs(0) - 1 - pid
+    x = tl.load(x_ptr + pid * 4 + tl.arange(0, 4))
+    tl.atomic_add(out_ptr, tl.sum(x, axis=0))
+    tl.store(out_ptr + 1 + pid, tl.sum(x, axis=0))
+
+
+@pytest.mark.interpreter
+def test_exercise_3_atomics_depend_on_the_order():
+    x, sums = torch.rand(400), torch.zeros(2, 101)
+    for backwards, out in enumerate(sums):
+        sum_kernel[(100,)](x, out, bool(backwards))
+    assert sums[0, 0] != sums[1, 0] and torch.equal(sums[0, 1:], sums[1, 1:])
 
 
 @pytest.fixture(autouse=True)
