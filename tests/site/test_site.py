@@ -40,7 +40,12 @@ OVERLAPPING = """[...document.querySelectorAll("svg[role=img]")].flatMap(picture
         return wide > 1.5 && high > 0.4 * Math.min(box.height, other.height);
     }).map(([other]) => `one over the other: ${other.textContent}, ${text.textContent}`));
 })"""
-DRAWN = (BROKEN_IMAGES, CLIPPED, OVERLAPPING)
+# prose glued to a figure, which then is no paragraph
+LOOSE = """[...document.querySelectorAll("article, article > div")]
+    .flatMap(part => [...part.childNodes])
+    .filter(node => node.nodeType === Node.TEXT_NODE && node.textContent.trim().length > 40)
+    .map(node => "in no paragraph: " + node.textContent.trim().slice(0, 60))"""
+DRAWN = (BROKEN_IMAGES, CLIPPED, OVERLAPPING, LOOSE)
 # bytes a second: 1.6 Mbit/s down
 SLOW = {"offline": False, "latency": 150, "downloadThroughput": 2e5, "uploadThroughput": 1e5}
 FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')"
