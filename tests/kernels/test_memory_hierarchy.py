@@ -82,6 +82,14 @@ def test_softmax(lecture, device, op, shape, offset):
     assert torch.equal(getattr(lecture, op)(x), got)
 
 
+@pytest.mark.parametrize("op", ["row_softmax", "row_softmax_unfused"])
+def test_softmax_of_what_is_not_finite(lecture, device, op):
+    x = torch.randn(4, 100, device=device)
+    x[0, :50], x[1], x[2, 7], x[3, 99] = -torch.inf, -torch.inf, torch.inf, torch.nan
+    got = getattr(lecture, op)(x, filled((4, 100), device))
+    torch.testing.assert_close(got, torch.softmax(x, 1), equal_nan=True)
+
+
 def test_reference_is_softmax(lecture, device):
     x = torch.randn(5, 123, device=device, dtype=torch.float64)
     torch.testing.assert_close(lecture.row_softmax_reference(x), torch.softmax(x, 1))

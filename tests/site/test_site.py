@@ -225,6 +225,11 @@ def test_results_sort_and_filter(open_page):
         "[...document.querySelectorAll('.results td:nth-child(3)')].map(cell => +cell.dataset.sort)"
     )
     assert times == sorted(times) and len(times) == rows.count()
+    page.fill(".results-filter input", "softmax float32")
+    found = page.locator(".results tbody tr:visible")
+    assert 0 < found.count() < rows.count()
+    told = [text.lower() for text in found.all_inner_texts()]
+    assert all("softmax" in text and "float32" in text for text in told)
     page.fill(".results-filter input", "no such kernel")
     assert page.locator(".results tbody tr:visible").count() == 0
 
