@@ -660,7 +660,7 @@ def bench(measure):
 #
 # ## Where it loses, and why
 #
-# - **Small inputs**, 16 rows of 768: the time is [the host's](../glossary.md#host-time), and torch's host code is C++. We aimed at 20 µs. A launch without arguments takes the host {{ (rec("foundations/memory_hierarchy").row("launch_overhead", provider="triton", n_launches=16).host_us / 16) | n(0) }} µs; Triton looks at each of 18 arguments, and the rest is [checks and the output](../foundations/programming_model.py#what-happens-at-the-launch). What a shape needs is planned once.{{ claim(row("layer_norm_forward_small", provider="triton").host_us > 20) }}{{ claim(row("layer_norm_forward_small", provider="torch").host_us < 0.7 * row("layer_norm_forward_small", provider="triton").host_us) }}
+# - **Small inputs**, 16 rows of 768: the time is [the host's](../glossary.md#host-time), and torch's host code is C++. We aimed at 20 µs. A launch without arguments takes the host {{ (rec("foundations/memory_hierarchy").row("launch_overhead", provider="triton", n_launches=16).host_us / 16) | n(0) }} µs; Triton looks at each of 14 arguments, and the rest is [checks and the output](../foundations/programming_model.py#what-happens-at-the-launch). What a shape needs is planned once.{{ claim(row("layer_norm_forward_small", provider="triton").host_us > 20) }}{{ claim(row("layer_norm_forward_small", provider="torch").host_us < 0.7 * row("layer_norm_forward_small", provider="triton").host_us) }}
 #
 # {{ table("layer_norm_forward_small", columns=["provider", "ms", "host_us"]) }}
 #
