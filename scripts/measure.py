@@ -13,7 +13,10 @@ import torch
 
 FLUSH_BYTES = 256 << 20  # four times the L2 of an H200
 CYCLES_PER_MS = 1_900_000  # of the GPU's clock, roughly
-QUEUE_MS = 0.2  # the GPU rests at least so long, in which the host queues work ahead of it
+# before each sample the GPU rests, so that the host queues the launch ahead of it: at least so
+# long, and so many times as long as the host takes for a call
+QUEUE_MS = 0.2
+QUEUE = 4
 REST = 5  # and so many times as long as the launch takes, which keeps it cool at full clock
 BUDGET_MS = 120.0  # GPU time spent on each provider's samples
 MIN_SAMPLES, MAX_SAMPLES = 15, 100
@@ -30,21 +33,21 @@ def _flush_l2() -> None:
 
 
 def _timed(
-    fn: Callable[[], object], flush: bool, estimate: float = 0.0
+    fn: Callable[[], object], flush: bool, rest: float
 ) -> tuple[torch.cuda.Event, torch.cuda.Event]:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     if flush:
         _flush_l2()
     # the GPU idles while the host queues both events and the launch between them
-    torch.cuda._sleep(int(max(QUEUE_MS, REST * estimate) * CYCLES_PER_MS))
+    torch.cuda._sleep(int(max(QUEUE_MS, rest) * CYCLES_PER_MS))
     start.record()
     fn()
     end.record()
     return start, end
 
 
-def _estimate_ms(fn: Callable[[], object], flush: bool) -> float:
-    start, end = _timed(fn, flush)
+def _estimate_ms(fn: Callable[[], object], flush: bool, rest: float) -> float:
+    start, end = _timed(fn, flush, rest)
     end.synchronize()
     return start.elapsed_time(end)
 
@@ -113,13 +116,16 @@ def measure(
     """
     results: dict[str, dict[str, float]] = {}
     estimates: dict[str, float] = {}
+    rests: dict[str, float] = {}
     for provider, fn in fns.items():
         try:
             for _ in range(3):  # compiles, tunes, warms up
                 fn()
             torch.cuda.synchronize()
             results[provider] = {"peak_bytes": _peak_bytes(fn)} if memory else {}
-            estimates[provider] = _estimate_ms(fn, flush)
+            queue = QUEUE * _host_us(fn, calls=10) / 1000
+            estimates[provider] = _estimate_ms(fn, flush, queue)
+            rests[provider] = max(queue, REST * estimates[provider])
         except torch.cuda.OutOfMemoryError:
             if not memory:
                 raise
@@ -134,7 +140,7 @@ def measure(
     for i in range(max(wanted.values(), default=0)):
         for provider in results:
             if i < wanted[provider]:
-                samples[provider].append(_timed(fns[provider], flush, estimates[provider]))
+                samples[provider].append(_timed(fns[provider], flush, rests[provider]))
         torch.cuda.synchronize()
     for provider, result in results.items():
         times = sorted(start.elapsed_time(end) for start, end in samples[provider])
