@@ -24,15 +24,11 @@
 # | products and softmax in turn | 55&nbsp;% | 38&nbsp;% |
 # | at the same time | 100&nbsp;% | 62&nbsp;% |
 #
-# In turn, their cycles add up: 2,048 of 3,712 are products at $D = 128$. At the same time, the
-# longer of the two sets the pace, at $D = 64$ the softmax: products run for 1,024 of its 1,664. How
-# does a kernel get from the first row to the second? By the first three *rungs* of this page,
-# kernels of which each changes one thing in the one before:
+# In turn, their cycles add up: 2,048 of 3,712 are products at $D = 128$. At the same time, the longer of the two sets the pace, at $D = 64$ the [softmax](../fusion/softmax.py): products run for 1,024 of its 1,664. How does a kernel get from the first row to the second? By the first three *rungs* of this page, kernels of which each changes one thing in the one before:
 #
 # {{ diagram("hopper_timeline") }}
 #
-# So the goal is **another order**, not a faster softmax, and `tl` cannot state an order: you write
-# `s = tl.dot(q, k.T)`, and the compiler decides where it waits and what runs meanwhile.
+# So the goal is **another order**, not a faster softmax, and `tl` cannot state an order: you write `s = tl.dot(q, k.T)`, and the [compiler](../foundations/compiler.py) decides where it waits and what runs meanwhile.
 #
 # ## Gluon: the same compiler, one floor down
 #
@@ -65,7 +61,6 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 #
 # One thing is new: a head of keys may serve several heads of queries ([GQA](../glossary.md#gqa)). As before, there may be more or fewer keys than queries: the last query has the place of the last key, and a query that sees no key gives 0.
 
-
 # %%
 def hopper_attention_reference(q, k, v, causal=False, scale=None):
     """Attention in plain PyTorch: the output and the log-sum-exp of every row of scores."""
@@ -78,7 +73,6 @@ def hopper_attention_reference(q, k, v, causal=False, scale=None):
     # a softmax over nothing is NaN, and here 0
     return scores.softmax(dim=-1).nan_to_num(nan=0.0) @ v, scores.logsumexp(dim=-1)
 
-
 # %% [markdown]
 # ## A warp that only loads
 #
@@ -86,14 +80,7 @@ def hopper_attention_reference(q, k, v, causal=False, scale=None):
 #
 # {{ diagram("hopper_ring") }}
 #
-# A barrier that completes begins its next *phase*, and you wait for a phase by its parity: 0 for an
-# even one. Phases count from 0, and so do the turns of a slot: in a ring of two, step 5 is slot 1,
-# turn 2, parity 0. The producer waits for the phase *before* its turn, so with the other parity;
-# before turn 0 that counts as complete: an unused slot is free. Queries have a ring of their own,
-# two tiles deep: the next tile's arrive while this one is computed. `LAG`, the steps by which
-# values travel behind their keys, is 0 until rung 3. At 1 a tile's first slot lacks values, its
-# last keys; there the producer itself arrives, so that phases go on counting turns.
-
+# A [barrier](../glossary.md#mbarrier) that completes begins its next *phase*, and you wait for a phase by its parity: 0 for an even one. Phases count from 0, and so do the turns of a slot: in a ring of two, step 5 is slot 1, turn 2, parity 0. The producer waits for the phase *before* its turn, so with the other parity; before turn 0 that counts as complete: an unused slot is free. Queries have a ring of their own, two tiles deep: the next tile's arrive while this one is computed. `LAG`, the steps by which values travel behind their keys, is 0 until rung 3. At 1 a tile's first slot lacks values, its last keys; there the producer itself arrives, so that phases go on counting turns.
 
 # %% tags=["copy"]
 @gluon.jit
@@ -114,9 +101,9 @@ def _barriers(n: gl.constexpr, arrivals: gl.constexpr):
 
 @gluon.jit
 def _tile(tiles_ptr, i):
-    """Batch, head, first query and number of key blocks of a tile."""
-    at = tiles_ptr + 5 * i
-    return gl.load(at), gl.load(at + 1), gl.load(at + 2), gl.load(at + 3)
+    """Batch, head, first query, end of the queries and number of key blocks of a tile."""
+    at = tiles_ptr + 6 * i
+    return gl.load(at), gl.load(at + 1), gl.load(at + 2), gl.load(at + 3), gl.load(at + 4)
 
 
 @gluon.jit
@@ -132,8 +119,8 @@ def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
     first = gl.load(starts_ptr + gl.program_id(0))
     step = 0
     for i in range(first, gl.load(starts_ptr + gl.program_id(0) + 1)):
-        batch, head, start_m, blocks = _tile(tiles_ptr, i)
-        kv_head = gl.load(tiles_ptr + 5 * i + 4)
+        batch, head, start_m, _, blocks = _tile(tiles_ptr, i)
+        kv_head = gl.load(tiles_ptr + 6 * i + 5)
         slot, turn = (i - first) % 2, (i - first) // 2 & 1
         mbarrier.wait(q_free.index(slot), turn ^ 1)
         mbarrier.expect(q_full.index(slot), GROUPS * q_desc.block_type.nbytes)
@@ -160,32 +147,22 @@ def _load_tiles(task, rings, full, free, LAG: gl.constexpr):
                 mbarrier.arrive(v_full.index(slot), count=1)
             step += 1
 
-
 # %% [markdown]
 # The [descriptors](../glossary.md#descriptor) are four-dimensional and come from the host. Rows past a head's end arrive as zeros, and rows past the output's end are not written: only scores and [log-sum-exp](../glossary.md#log-sum-exp) need a mask. TMA and wgmma reach shared memory [by a path of their own](https://docs.nvidia.com/cuda/parallel-thread-execution/#async-proxy): neither is sure to see what threads have stored there, as `_store` does the output, before a `fence_async_shared`. In `tl` the compiler puts such fences in.
 #
 # ## Rungs 1 and 2: one consumer, two consumers
 #
-# Rung 1 is flash attention's loop with its waits in view (`LAG = 0` in the code below): start
-# $S = QK^\top$, wait, softmax, start $PV$, wait. One consumer of eight warps computes a tile of 128
-# queries, and no product runs during its softmax: about 55 %, by the count. Rung 2 splits the tile
-# between two consumers, each with four warps (a *warpgroup*, which a wgmma needs), 64 queries and
-# an accumulator. While one waits for a product the other can compute exponentials. Nothing makes
-# them alternate, but they tend to: the tensor cores serve one first, and the other stays behind it.
+# Rung 1 is flash attention's loop with its waits in view (`LAG = 0` in the code below): start $S = QK^\top$, wait, softmax, start $PV$, wait. One consumer of eight warps computes a tile of 128 queries, and no product runs during its softmax: about 55 %, by the count. Rung 2 splits the tile between two consumers, each with four warps (a *warpgroup*, which a [wgmma](../glossary.md#wgmma) needs), 64 queries and an accumulator. While one waits for a product the other can compute exponentials. Nothing makes them alternate, but they tend to: the tensor cores serve one first, and the other stays behind it.
 #
 # ## Rung 3: the softmax begins under its own product
 #
-# Now and then both consumers are still in their softmax at once. But each has a product that need
-# not wait for it: the softmax of step $j$ needs $S_j$, and $P_{j-1}V_{j-1}$ only what step $j - 1$
-# left. So start both products, then compute (`LAG = 1`: values travel one step after their keys):
+# Now and then both consumers are still in their [softmax](../glossary.md#online-softmax) at once. But each has a product that need not wait for it: the softmax of step $j$ needs $S_j$, and $P_{j-1}V_{j-1}$ only what step $j - 1$ left. So start both products, then compute (`LAG = 1`: values travel one step after their keys):
 #
 # 1. start $S_j$; correct `acc` by the last `alpha`, and start adding $P_{j-1} V_{j-1}$ to it;
 # 2. wait for $S_j$ alone, and find its row maxima while the second product runs;
-# 3. wait for `acc`, free the slot of $K_j$ and $V_{j-1}$, and compute exponentials, sums and $P_j$
-#    while the products of the other consumer run.
+# 3. wait for `acc`, free the slot of $K_j$ and $V_{j-1}$, and compute [exponentials](../fusion/softmax.py#step-4-keep-the-row-on-the-chip), sums and $P_j$ while the products of the other consumer run.
 #
 # **Layouts.** `SCORES` and `ACC` say how wgmma leaves its result. Their arguments: version 3 of NVIDIA's matrix instructions, which is wgmma; warps, one below the other; and a warp's share of an instruction, 16 rows, all columns, 16 numbers deep. A thread has parts of two of a warpgroup's 64 rows, and of every eight columns the pair at its *place* among four threads. `WEIGHTS`, how wgmma wants its left operand, has the same numbers in the same threads, so scores become weights without moving. A vector of one number a row has the layout `SliceLayout(1, SCORES)`: that of the scores, without columns. `_row_sums` adds up what each thread holds; only at the end of a tile do threads add up theirs. `_masked` takes a column's number apart: eight times `i`, twice the place, and a `bit`. A thread differs from its neighbours in its place alone, so all else is constants in the code. Column numbers in registers made $D = 64$ [spill](../glossary.md#spill).
-
 
 # %% tags=["copy"]
 @gluon.jit
@@ -253,6 +230,7 @@ def _attend(
     q_ring, k_ring, v_ring, out_ring = rings
     q_full, k_full, v_full = full
     q_free, kv_free = free
+    GROUPS: gl.constexpr = out_ring.shape[0]
     STAGES: gl.constexpr = k_ring.shape[0]
     ROWS: gl.constexpr = q_ring.shape[3]
     BLOCK_N: gl.constexpr = k_ring.shape[3]
@@ -264,69 +242,81 @@ def _attend(
     first = gl.load(starts_ptr + gl.program_id(0))
     step = 0
     for i in range(first, gl.load(starts_ptr + gl.program_id(0) + 1)):
-        batch, head, start_m, blocks = _tile(tiles_ptr, i)
+        batch, head, start_m, end_m, blocks = _tile(tiles_ptr, i)
         start_m += GROUP * ROWS
-        q_slot, q_turn = (i - first) % 2, (i - first) // 2 & 1
-        q = q_ring.index(q_slot * out_ring.shape[0] + GROUP).reshape([ROWS, HEAD_DIM])
-        acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, ACC)
-        # finite: a row may see nothing of its first block, and -inf - -inf is NaN
-        row_max = gl.full([ROWS], -1e30, gl.float32, gl.SliceLayout(1, SCORES))
-        alpha = gl.full([ROWS], 1.0, gl.float32, gl.SliceLayout(1, SCORES))
-        row_sums = _row_sums(zeros)
-        mbarrier.wait(q_full.index(q_slot), q_turn)
-        if LAG == 1:
-            # the first block's softmax has no product to run under
-            slot, turn = step % STAGES, step // STAGES & 1
-            s = _start(q, k_ring, k_full, slot, turn, zeros, True)
-            s = hopper.warpgroup_mma_wait(0, deps=(s,))
-            mbarrier.arrive(kv_free.index(slot), count=1)
-            if MASKED > 0:
-                s = _masked(s, start_m, (blocks - 1) * BLOCK_N, n_queries, n_keys, IS_CAUSAL)
-            row_max = gl.maximum(row_max, gl.max(s, axis=1))
-            p = gl.exp2(s * scale_log2 - (row_max * scale_log2)[:, None])
-            row_sums = _row_sums(p)
-            weights = gl.convert_layout(p.to(q.dtype), WEIGHTS)
-            step += 1
-        for j in range(LAG, blocks):
-            slot, turn = step % STAGES, step // STAGES & 1
-            s = _start(q, k_ring, k_full, slot, turn, zeros, True)
+        # with two consumers the condition costs more than it gains
+        if start_m >= end_m if GROUPS == 3 else False:
+            for _ in range(blocks + LAG):  # no rows: only says that it has read
+                slot, turn = step % STAGES, step // STAGES & 1
+                mbarrier.wait(k_full.index(slot), turn)
+                mbarrier.wait(v_full.index(slot), turn)
+                mbarrier.arrive(kv_free.index(slot), count=1)
+                step += 1
+            mbarrier.arrive(q_free.index((i - first) % 2), count=1)
+        else:
+            q_slot, q_turn = (i - first) % 2, (i - first) // 2 & 1
+            q = q_ring.index(q_slot * GROUPS + GROUP).reshape([ROWS, HEAD_DIM])
+            acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, ACC)
+            # finite: a row may see nothing of its first block, and -inf - -inf is NaN
+            row_max = gl.full([ROWS], -1e30, gl.float32, gl.SliceLayout(1, SCORES))
+            alpha = gl.full([ROWS], 1.0, gl.float32, gl.SliceLayout(1, SCORES))
+            row_sums = _row_sums(zeros)
+            mbarrier.wait(q_full.index(q_slot), q_turn)
             if LAG == 1:
-                # waits for nothing, but holds the correction behind the start of the product
-                acc, alpha = hopper.warpgroup_mma_wait(1, deps=(acc, alpha))
-                acc = _scaled(acc, alpha)
-                acc = _start(weights, v_ring, v_full, slot, turn, acc, False)
-            s = hopper.warpgroup_mma_wait(LAG, deps=(s,))
-            if MASKED > LAG:
-                if j < MASKED:
-                    start_n = (blocks - 1 - j) * BLOCK_N
+                # the first block's softmax has no product to run under
+                slot, turn = step % STAGES, step // STAGES & 1
+                s = _start(q, k_ring, k_full, slot, turn, zeros, True)
+                s = hopper.warpgroup_mma_wait(0, deps=(s,))
+                mbarrier.arrive(kv_free.index(slot), count=1)
+                if MASKED > 0:
+                    start_n = (blocks - 1) * BLOCK_N
                     s = _masked(s, start_m, start_n, n_queries, n_keys, IS_CAUSAL)
-            new_max = gl.maximum(row_max, gl.max(s, axis=1))
-            alpha = gl.exp2((row_max - new_max) * scale_log2)
-            row_max = new_max
+                row_max = gl.maximum(row_max, gl.max(s, axis=1))
+                p = gl.exp2(s * scale_log2 - (row_max * scale_log2)[:, None])
+                row_sums = _row_sums(p)
+                weights = gl.convert_layout(p.to(q.dtype), WEIGHTS)
+                step += 1
+            for j in range(LAG, blocks):
+                slot, turn = step % STAGES, step // STAGES & 1
+                s = _start(q, k_ring, k_full, slot, turn, zeros, True)
+                if LAG == 1:
+                    # waits for nothing, but holds the correction behind the start of the product
+                    acc, alpha = hopper.warpgroup_mma_wait(1, deps=(acc, alpha))
+                    acc = _scaled(acc, alpha)
+                    acc = _start(weights, v_ring, v_full, slot, turn, acc, False)
+                s = hopper.warpgroup_mma_wait(LAG, deps=(s,))
+                if MASKED > LAG:
+                    if j < MASKED:
+                        start_n = (blocks - 1 - j) * BLOCK_N
+                        s = _masked(s, start_m, start_n, n_queries, n_keys, IS_CAUSAL)
+                new_max = gl.maximum(row_max, gl.max(s, axis=1))
+                alpha = gl.exp2((row_max - new_max) * scale_log2)
+                row_max = new_max
+                if LAG == 1:
+                    acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
+                    mbarrier.arrive(kv_free.index(slot), count=1)
+                p = gl.exp2(s * scale_log2 - (row_max * scale_log2)[:, None])
+                row_sums = _scaled(row_sums, alpha) + _row_sums(p)
+                weights = gl.convert_layout(p.to(q.dtype), WEIGHTS)
+                if LAG == 0:
+                    acc = _scaled(acc, alpha)
+                    acc = _start(weights, v_ring, v_full, slot, turn, acc, False)
+                    acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
+                    mbarrier.arrive(kv_free.index(slot), count=1)
+                step += 1
+            mbarrier.arrive(q_free.index(q_slot), count=1)
             if LAG == 1:
-                acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
-                mbarrier.arrive(kv_free.index(slot), count=1)
-            p = gl.exp2(s * scale_log2 - (row_max * scale_log2)[:, None])
-            row_sums = _scaled(row_sums, alpha) + _row_sums(p)
-            weights = gl.convert_layout(p.to(q.dtype), WEIGHTS)
-            if LAG == 0:
+                slot, turn = step % STAGES, step // STAGES & 1
                 acc = _scaled(acc, alpha)
                 acc = _start(weights, v_ring, v_full, slot, turn, acc, False)
                 acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
                 mbarrier.arrive(kv_free.index(slot), count=1)
-            step += 1
-        mbarrier.arrive(q_free.index(q_slot), count=1)
-        if LAG == 1:
-            slot, turn = step % STAGES, step // STAGES & 1
-            acc = _scaled(acc, alpha)
-            acc = _start(weights, v_ring, v_full, slot, turn, acc, False)
-            acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
-            mbarrier.arrive(kv_free.index(slot), count=1)
-            step += 1
-        row_sum = gl.convert_layout(gl.sum(row_sums, axis=1), row_max.type.layout)
-        at, lse_at = [batch, head, start_m, 0], (batch * n_heads + head).to(gl.int64) * n_queries
-        out_buffer, row_max = out_ring.index(GROUP), row_max * scale_log2
-        _store(out_desc, at, out_buffer, acc, lse_ptr + lse_at, row_max, row_sum, n_queries)
+                step += 1
+            row_sum = gl.convert_layout(gl.sum(row_sums, axis=1), row_max.type.layout)
+            at = [batch, head, start_m, 0]
+            lse_at = (batch * n_heads + head).to(gl.int64) * n_queries
+            out_buffer, row_max = out_ring.index(GROUP), row_max * scale_log2
+            _store(out_desc, at, out_buffer, acc, lse_ptr + lse_at, row_max, row_sum, n_queries)
     tma.store_wait(pendings=0)
 
 
@@ -363,16 +353,10 @@ def hopper_attention_kernel(
             (_load_tiles, (load, rings, full, free, LAG)),
         ], [4, 4, 1], [REGISTERS, REGISTERS, LOAD_REGISTERS])  # fmt: skip
 
-
 # %% [markdown]
-# What a wait names in `deps` is used after it; other arithmetic the compiler may move past it. One
-# wait here waits for nothing (one product may run, and one does): its `deps` keep the correction of
-# `acc` behind the start of $S_j$.
+# What a wait names in `deps` is used after it; other arithmetic the [compiler](../foundations/compiler.py) may move past it. One wait here waits for nothing (one product may run, and one does): its `deps` keep the correction of `acc` behind the start of $S_j$.
 #
-# **Registers** limit the tile. An SM has 65,536. Two consumers of 128 threads take 240 a thread;
-# the loading warp counts as 128 threads too, with 24 each: 64,512 registers in all. At $D = 64$
-# `acc` is half as large, and three consumers fit at 160: one more softmax to run beside products,
-# but tiles of 192 queries, taken only where keys are many.
+# **[Registers](../glossary.md#register)** limit the tile. An SM has 65,536. Two consumers of 128 threads take 240 a thread; the loading warp counts as 128 threads too, with 24 each: 64,512 registers in all. At $D = 64$ `acc` is half as large, and three consumers fit at 160: one more softmax to run beside products, where keys and queries are many enough to make up for tiles of 192 rows. In a tile with fewer rows than that, a consumer without rows only says that it has read what it need not, and leaves the SM to the others.
 #
 # ## Rung 4: who takes which tile
 #
@@ -380,8 +364,7 @@ def hopper_attention_kernel(
 #
 # {{ diagram("hopper_schedule") }}
 #
-# *Longest first, each to whoever is free earliest*, in groups of heads whose keys and values fit a part of [L2](../glossary.md#l2). Lengths are known before the launch, so the host plans: it makes a table for each shape, once, and the kernel follows it. Rung 3 is the same kernel with one tile a program.
-
+# *Longest first, each to whoever is free earliest*, in groups of heads whose keys and values fit a part of [L2](../glossary.md#l2). Tiles of equal length come in rounds, a tile for each program, and the last round is seldom full: with three consumers, 64 heads of 4,096 queries are 1,344 whole tiles and 64 short ones, ten rounds for 132 programs and a part of an eleventh. There `_schedule` cuts tiles into parts of 64 or 128 queries, so that all programs share that round. Lengths are known before the launch, so the host plans: it makes a table for each shape, once, and the kernel follows it. Rung 3 is the same kernel with one tile a program.
 
 # %% tags=["copy"]
 BLOCK_N, STAGES = 128, 2
@@ -389,6 +372,8 @@ BLOCK_N, STAGES = 128, 2
 REGISTERS = {1: (240, 24, 168), 2: (240, 24, 168), 3: (160, 32, 128)}
 # keys and values of heads that run together, causal
 GROUP_BYTES = 16 << 20
+# time of a step with that many of three consumers, of that with all
+THIRDS = {1: 0.6, 2: 0.85, 3: 1}
 # how TMA writes a block and wgmma reads it, swizzled so that no bank is met twice
 _layout = functools.lru_cache(gl.NVMMASharedLayout.get_default_for)
 
@@ -398,10 +383,15 @@ def _schedule(sizes, causal, block_m, programs, device):
     """Int32 tensors: where each program's part of the list of tiles starts, and the list."""
     batch, heads, shared_by, n_queries, n_keys, head_dim = sizes
     tiles, together = [], 1
+    def steps(tile):  # to load the queries and store the output takes about as long as one more
+        thirds = triton.cdiv(tile[3] - tile[2], 64)
+        return 1 + tile[4] * (THIRDS[thirds] if block_m == 192 else 1)
+
     for start_m in range(0, n_queries, block_m):
-        seen = min(start_m + block_m, n_queries) + n_keys - n_queries if causal else n_keys
+        end_m = min(start_m + block_m, n_queries)
+        seen = end_m + n_keys - n_queries if causal else n_keys
         # one block even if it is masked entirely
-        tiles.append((start_m, max(1, triton.cdiv(seen, BLOCK_N))))
+        tiles.append((start_m, end_m, max(1, triton.cdiv(seen, BLOCK_N))))
     if causal and programs:
         tiles.reverse()
         together = max(1, GROUP_BYTES // (4 * n_keys * head_dim)) * shared_by
@@ -414,14 +404,23 @@ def _schedule(sizes, causal, block_m, programs, device):
     if causal and programs:
         # the last by length alone, so that programs end together
         last = max(0, len(work) - 3 * programs)
-        work[last:] = sorted(work[last:], key=lambda tile: -tile[3])
+        work[last:] = sorted(work[last:], key=steps, reverse=True)
+    elif programs and block_m == 192:
+        # whole tiles in whole rounds, then the rest in parts, of as few rows as one round takes
+        work.sort(key=steps, reverse=True)
+        last = sum(end - start == block_m for _, _, start, end, *_ in work) // programs * programs
+        thirds = sum(triton.cdiv(end - start, 64) for _, _, start, end, *_ in work[last:])
+        part = 64 * min(3, triton.cdiv(thirds, programs))
+        work[last:] = sorted((
+            (*tile[:2], start, min(start + part, tile[3]), *tile[4:])
+            for tile in work[last:] for start in range(*tile[2:4], part)
+        ), key=steps, reverse=True)  # fmt: skip
     lists = [[] for _ in range(programs or len(work))]
     free_at = [(0, program) for program in range(len(lists))]
     for tile in work:
         time, program = heapq.heappop(free_at)
         lists[program].append(tile)
-        # to load the queries and store the output takes about as long as one more block
-        heapq.heappush(free_at, (time + tile[3] + 1, program))
+        heapq.heappush(free_at, (time + steps(tile), program))
     starts = [0, *itertools.accumulate(map(len, lists))]
     tables = starts, [*itertools.chain(*lists)]
     return [torch.tensor(table, dtype=torch.int32).to(device) for table in tables]
@@ -440,7 +439,7 @@ def _plan(q, k, v, out, lse, causal, scale, groups=None, lag=1, persistent=True)
     """Grid, arguments and options of the launch; the last three choose a rung."""
     batch, heads, n_queries, head_dim = q.shape
     shared_by, n_keys = heads // k.shape[1], k.shape[2]
-    many = n_keys > (8000 if causal else 2000)
+    many = n_keys > (4000 if causal else 900) and batch * heads * n_queries > 768 * _sms(q.device)
     groups = groups or (3 if head_dim == 64 and many else 2)
     rows = 128 if groups == 1 else 64
     n_tiles = batch * heads * triton.cdiv(n_queries, rows * groups)
@@ -523,22 +522,18 @@ def hopper_attention(
         lse.fill_(-float("inf"))
     return (out, lse) if return_lse else out
 
-
 # %% [markdown]
 # ## Is it right?
 #
-# Every rung against float64: blocks and tiles that are not full, fewer keys than queries and more,
-# shared heads, queries that see no key, huge scores, maxima that rise whichever way the loop goes.
-# Outputs lie in frames of NaN. Errors are in percent of the rounding of weights and output.
-
+# Every rung against float64: blocks and tiles that are not full, fewer keys than queries and more, shared heads, queries that see no key, huge scores, maxima that rise whichever way the loop goes. Outputs lie in [frames of NaN](../glossary.md#poison-and-guard). Errors are in percent of the rounding of weights and output.
 
 # %% tags=["fold"]
 RUNGS = {
-    "three": {"groups": 3},  # for D = 64
     "one": {"groups": 1, "lag": 0, "persistent": False},
     "two": {"groups": 2, "lag": 0, "persistent": False},
     "overlap": {"persistent": False},
     "persistent": {},
+    "three": {"groups": 3},  # for D = 64
 }
 
 
@@ -558,7 +553,7 @@ def check(device: str = "cuda") -> None:
     cases += [(1, 2, 1, 4097, 4097), (2, 40, 8, 640, 1024)]
     for head_dim, dtype in itertools.product((64, 128), (torch.bfloat16, torch.float16)):
         worst = worst_lse = 0.0
-        rungs = list(RUNGS)[head_dim // 128 :] if dtype == torch.bfloat16 else ["persistent"]
+        rungs = list(RUNGS)[0 if dtype == torch.bfloat16 else 3 : 5 - head_dim // 128]
         for rung, causal, case in itertools.product(rungs, (False, True), cases):
             batch, heads, kv_heads, n_queries, n_keys = case
             torch.manual_seed(n_queries)
@@ -593,40 +588,47 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Is it fast?
 #
-# Sixteen heads, and as many whole sequences as fit 16,384 tokens; single launches, [cool](../glossary.md#cool-and-hot). Before you
-# look: which rung gains most, and which is mainly for causal attention?
-
+# Sixteen heads, and as many whole sequences as fit 16,384 tokens; single launches, [cool](../glossary.md#cool-and-hot). Before you look: which rung gains most, and which is mainly for causal attention?
 
 # %% tags=["fold"]
 def bench(measure):
     """Benchmarks of this page; see scripts/measure.py for how each time is taken."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def cudnn(*inputs, **options):
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+    def sdpa(backend, *inputs, **options):
+        with sdpa_kernel(getattr(SDPBackend, f"{backend.upper()}_ATTENTION")):
             return torch.nn.functional.scaled_dot_product_attention(*inputs, **options)
 
-    for head_dim, causal in itertools.product((128, 64), (False, True)):
-        rows = []
-        for n in (512, 1000, 1024, 4096, 4097, 16384):
-            q, k, v = torch.randn(3, 16384 // n, 16, n, head_dim, device="cuda").bfloat16()
-            out, lse = torch.empty_like(q), torch.empty(q.shape[:3], device="cuda")
-            calls = {"triton": functools.partial(hopper_attention, q, k, v, causal=causal)}
-            calls["sdpa_cudnn"] = functools.partial(cudnn, q, k, v, is_causal=causal)
-            for rung in ("one", "two", "overlap") if n in (4096, 16384) else ():
-                calls[f"triton_{rung}"] = run_rung(rung, q, k, v, out, lse, causal, head_dim**-0.5)
-            size = {"seq_len": n, "batch": len(q), "head_dim": head_dim, "causal": causal}
-            size |= {"bytes": 8 * q.numel(), "flops": 4 * q.numel() * n // (2 if causal else 1)}
-            timings = measure(calls, hot=n == 4096, host=n == 512)
-            rows += [{"provider": p, **size, **timing} for p, timing in timings.items()]
-        kind = "causal" if causal else "full"
-        title = f"Attention forward, {kind}, 16 heads × {head_dim}, about 16,384 tokens, bfloat16"
-        about = {"dtype": "bfloat16", "mode": "forward", "ceiling": "matmul", "x": "seq_len"}
-        yield about | {"name": f"hopper_d{head_dim}_{kind}", "title": title, "rows": rows}
+    def rows(n, n_keys, head_dim=128, causal=False):
+        shapes = ((16384 // n, 16, m, head_dim) for m in (n, n_keys, n_keys))
+        q, k, v = (torch.randn(shape, device="cuda").bfloat16() for shape in shapes)
+        out, lse = torch.empty_like(q), torch.empty(q.shape[:3], device="cuda")
+        calls = {"triton": functools.partial(hopper_attention, q, k, v, causal=causal)}
+        for peer in ("cudnn", "flash"):
+            calls[f"sdpa_{peer}"] = functools.partial(sdpa, peer, q, k, v, is_causal=causal)
+        for rung in ("one", "two", "overlap") if n == n_keys in (4096, 16384) else ():
+            calls[f"triton_{rung}"] = run_rung(rung, q, k, v, out, lse, causal, head_dim**-0.5)
+        size = {"seq_len": n, "n_keys": n_keys, "batch": len(q), "head_dim": head_dim}
+        size |= {"causal": causal, "bytes": 4 * (q.numel() + k.numel())}
+        size["flops"] = 4 * q.numel() * n_keys // (2 if causal else 1)
+        timings = measure(calls, hot=n in (1024, 4096, 16384), host=n == 512)
+        return [{"provider": p, **size, **timing} for p, timing in timings.items()]
 
+    def benchmark(name, title, sizes):
+        title = f"Attention forward, {title}, about 16,384 queries, bfloat16"
+        about = {"name": f"hopper_{name}", "title": title, "x": "seq_len", "ceiling": "matmul"}
+        about |= {"dtype": "bfloat16", "mode": "forward"}
+        return about | {"rows": [row for size in sizes for row in rows(*size)]}
+
+    for head_dim, causal in itertools.product((128, 64), (False, True)):
+        kind = "causal" if causal else "full"
+        sizes = [(n, n, head_dim, causal) for n in (512, 1000, 1024, 4096, 4097, 16384)]
+        yield benchmark(f"d{head_dim}_{kind}", f"{kind}, 16 heads × {head_dim}", sizes)
+    sizes = (1000, 4097), (1024, 4096), (4096, 1024), (4097, 1000)
+    yield benchmark("cross", "full, keys of another length, 16 heads × 128", sizes)
 
 # %% [markdown]
-# {{ figure("hopper_d128_full", providers=["triton", "triton_one", "triton_two", "triton_overlap", "sdpa_cudnn"], caption="D = 128, full: ahead of cuDNN at every length.") }}
+# {{ figure("hopper_d128_full", providers=["triton", "triton_one", "triton_two", "triton_overlap", "sdpa_cudnn", "sdpa_flash"], caption="D = 128, full: ahead of cuDNN at every length; SDPA's flash backend, flash attention 2, has half the rate.") }}
 #
 # {{ figure("hopper_d128_causal", providers=["triton", "triton_one", "triton_two", "triton_overlap", "sdpa_cudnn"], caption="D = 128, causal: tiles of unequal length, so the step from overlap to rung 4 is larger than in full attention.") }}{% for n in (4096, 16384) %}{{ claim(row("hopper_d128_causal", provider="triton_overlap", seq_len=n).ms / row("hopper_d128_causal", provider="triton", seq_len=n).ms > 1.03 * row("hopper_d128_full", provider="triton_overlap", seq_len=n).ms / row("hopper_d128_full", provider="triton", seq_len=n).ms) }}{% endfor %}
 #
@@ -640,7 +642,7 @@ def bench(measure):
 #
 # {% set one, two, lap = row("hopper_d128_full", provider="triton_one", seq_len=4096), row("hopper_d128_full", provider="triton_two", seq_len=4096), row("hopper_d128_full", provider="triton_overlap", seq_len=4096) %}
 # {% set all, cudnn, causal, theirs = row("hopper_d128_full", provider="triton", seq_len=4096), row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096), row("hopper_d128_causal", provider="triton", seq_len=4096), row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=4096) %}
-# At $D = 128$, full, rung 4 has {{ (all.tflops / rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops) | times }} the rate of the kernel in `tl`, {{ (100 * cudnn.ms / all.ms - 100) | pct }} more than cuDNN's, and {{ all.percent | pct }} of the library's matrix rate; causal, {{ (100 * theirs.ms / causal.ms - 100) | pct }} more than cuDNN's. Rung 2 gains most, {{ (100 * one.ms / two.ms - 100) | pct }}; rung 4 is mainly for causal attention, {{ (100 * row("hopper_d128_causal", provider="triton_overlap", seq_len=4096).ms / causal.ms - 100) | pct }} there, {{ (100 * lap.ms / all.ms - 100) | pct }} in full.{{ claim(one.ms / two.ms > 1.05 * two.ms / lap.ms and one.ms / two.ms > 1.05 * lap.ms / all.ms) }}
+# At $D = 128$, full, rung 4 has {{ (all.tflops / rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops) | times }} the rate of the kernel in `tl`, {{ (100 * cudnn.ms / all.ms - 100) | pct }} more than cuDNN's, and {{ all.percent | pct }} of the library's matrix rate; causal, {{ (100 * theirs.ms / causal.ms - 100) | pct }} more than cuDNN's. Back to back it is ahead as well, {% set lead = [] %}{% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for n in [1024, 4096, 16384] %}{% set _ = lead.append(100 * row("hopper_" ~ kind, provider="sdpa_cudnn", seq_len=n).ms_hot / row("hopper_" ~ kind, provider="triton", seq_len=n).ms_hot - 100) %}{% endfor %}{% endfor %}by {{ lead | min | n(0) }} to {{ lead | max | n(0) }} % from 1,024 tokens on.{{ claim(lead | min > 0.5) }} Rung 2 gains most, {{ (100 * one.ms / two.ms - 100) | pct }}; rung 4 is mainly for causal attention, {{ (100 * row("hopper_d128_causal", provider="triton_overlap", seq_len=4096).ms / causal.ms - 100) | pct }} there, {{ (100 * lap.ms / all.ms - 100) | pct }} in full.{{ claim(one.ms / two.ms > 1.05 * two.ms / lap.ms and one.ms / two.ms > 1.05 * lap.ms / all.ms) }}
 #
 # ## What the profiler says
 #
@@ -664,9 +666,9 @@ def bench(measure):
 #
 # {% set odd, even = row("hopper_d128_full", provider="triton", seq_len=4097), row("hopper_d128_full", provider="triton", seq_len=4096) %}
 # {% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for n, round in [(1000, 1024), (4097, 4096)] %}{{ claim(row("hopper_" ~ kind, provider="triton", seq_len=n).tflops > 0.9 * row("hopper_" ~ kind, provider="triton", seq_len=round).tflops) }}{% endfor %}{% endfor %}
-# **Odd lengths**, 1,000 and 4,097 tokens, cost less than a tenth of the rate: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097 (three sequences, as four would be more than 16,384 tokens). **Short sequences** ({{ row("hopper_d128_full", provider="triton", seq_len=512).tflops | n(0) }} at 512 tokens){{ claim(row("hopper_d128_full", provider="triton", seq_len=512).tflops < 0.9 * even.tflops) }} pay more for what nothing hides, a tile's first softmax and last product. {% set small, its = row("hopper_d64_causal", provider="triton", seq_len=512), row("hopper_d64_causal", provider="sdpa_cudnn", seq_len=512) %}**Small work** waits for the host, {{ small.host_us | n(0) }} µs a call where cuDNN's takes {{ its.host_us | n(0) }}, and more for a new shape, which needs its table. At 512 tokens, causal, $D = 64$ that is longer than the kernel, {{ small.ms | time }}. The figures show the GPU's time alone; of calls with nothing between them cuDNN's are done sooner there, in {{ its.ms | time }} each.{{ claim(small.host_us > 1.1e3 * its.ms and its.host_us < 900 * its.ms) }}
+# **Odd lengths**, 1,000 and 4,097 tokens, cost less than a tenth of the rate: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097 (three sequences, as four would be more than 16,384 tokens). {% set many, few = row("hopper_cross", provider="triton", seq_len=1024), row("hopper_cross", provider="triton", seq_len=4096) %}**Keys of another length** cost nothing beyond what short loops do: {{ few.tflops | n(0) }} TFLOP/s for 4,096 queries and 1,024 keys, {{ many.tflops | n(0) }} for 1,024 queries and 4,096 keys; where neither is round, 4,097 by 1,000 and 1,000 by 4,097, {{ row("hopper_cross", provider="triton", seq_len=4097).tflops | n(0) }} and {{ row("hopper_cross", provider="triton", seq_len=1000).tflops | n(0) }}.{{ claim(row("hopper_cross", provider="triton", seq_len=4097).tflops > 0.93 * few.tflops and row("hopper_cross", provider="triton", seq_len=1000).tflops > 0.93 * many.tflops) }}{% for r in rows("hopper_cross", provider="triton") %}{{ claim(1.05 * r.ms < row("hopper_cross", provider="sdpa_cudnn", seq_len=r.seq_len).ms) }}{% endfor %} **Short sequences** ({{ row("hopper_d128_full", provider="triton", seq_len=512).tflops | n(0) }} at 512 tokens){{ claim(row("hopper_d128_full", provider="triton", seq_len=512).tflops < 0.9 * even.tflops) }} pay more for what nothing hides, a tile's first softmax and last product. {% set small, its = row("hopper_d64_causal", provider="triton", seq_len=512), row("hopper_d64_causal", provider="sdpa_cudnn", seq_len=512) %}**Small work** waits for the host, {{ small.host_us | n(0) }} µs a call where cuDNN's takes {{ its.host_us | n(0) }}, and more for a new shape, which needs its table. At 512 tokens, causal, $D = 64$ that is longer than the kernel, {{ small.ms | time }}. The figures show the GPU's time alone; of calls with nothing between them cuDNN's are done sooner there, in {{ its.ms | time }} each.{{ claim(small.host_us > 1.1e3 * its.ms and its.host_us < 900 * its.ms) }}
 #
-# {% set flash = rec("attention/flash_attention") %}**Other peers**: in [its recording](flash_attention.py#is-it-fast) the kernel of `tl` reaches {{ flash.row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }} TFLOP/s at 4,096 tokens, $D = 128$, SDPA's flash backend {{ flash.row("attention_d128_full", provider="sdpa_flash", seq_len=4096).tflops | n(0) }}; this page's {{ row("hopper_d128_full", provider="triton", seq_len=4096).tflops | n(0) }}.{{ claim(row("hopper_d128_full", provider="triton", seq_len=4096).tflops > 1.2 * flash.row("attention_d128_full", provider="triton", seq_len=4096).tflops) }} Not measured here: [flash attention 4](https://pypi.org/project/flash-attn-4), written in CuTe for Hopper and Blackwell; the figures compare with what PyTorch brings along. Measured apart (2026-11-21, same card and versions) it is ahead without a mask: at $D = 128$ by {{ (100 * 736 / row("hopper_d128_full", provider="triton", seq_len=4096).tflops - 100) | n(0) }} % at 4,096 tokens and {{ (100 * 767 / row("hopper_d128_full", provider="triton", seq_len=16384).tflops - 100) | n(0) }} % at 16,384, at $D = 64$ by {{ (100 * 547 / row("hopper_d64_full", provider="triton", seq_len=4096).tflops - 100) | n(0) }} % and {{ (100 * 552 / row("hopper_d64_full", provider="triton", seq_len=16384).tflops - 100) | n(0) }} %; with a mask at $D = 64$ and 16,384 tokens, by {{ (100 * 577 / row("hopper_d64_causal", provider="triton", seq_len=16384).tflops - 100) | n(0) }} %. At the other sizes compared it is level or behind. **Other chips**: Ampere has neither wgmma nor TMA, and Blackwell another matrix instruction. Counting, ring and longest-first survive; this code does not. **A tool complains**: racecheck reports [hazards](../results.md#are-the-kernels-right) here as in [roles for warps](warp_specialization.py#where-it-loses-and-why), all where warps read which role they shall take.
+# {% set flash = rec("attention/flash_attention") %}**Other peers**: in [its recording](flash_attention.py#is-it-fast) the kernel of `tl` reaches {{ flash.row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }} TFLOP/s at 4,096 tokens, $D = 128$; this page's {{ row("hopper_d128_full", provider="triton", seq_len=4096).tflops | n(0) }}.{{ claim(row("hopper_d128_full", provider="triton", seq_len=4096).tflops > 1.2 * flash.row("attention_d128_full", provider="triton", seq_len=4096).tflops) }} Not measured here: [flash attention 4](https://pypi.org/project/flash-attn-4), written in CuTe for Hopper and Blackwell; the figures compare with what PyTorch brings along. Measured apart (2026-11-21, same card and versions) it is ahead without a mask: at $D = 128$ by {{ (100 * 736 / row("hopper_d128_full", provider="triton", seq_len=4096).tflops - 100) | n(0) }} % at 4,096 tokens and {{ (100 * 767 / row("hopper_d128_full", provider="triton", seq_len=16384).tflops - 100) | n(0) }} % at 16,384, at $D = 64$ and 4,096 by {{ (100 * 547 / row("hopper_d64_full", provider="triton", seq_len=4096).tflops - 100) | n(0) }} %; with a mask at $D = 64$ by {{ (100 * 462 / row("hopper_d64_causal", provider="triton", seq_len=4096).tflops - 100) | n(0) }} % and {{ (100 * 577 / row("hopper_d64_causal", provider="triton", seq_len=16384).tflops - 100) | n(0) }} %. At the other sizes compared it is level or behind.{{ claim(552 < row("hopper_d64_full", provider="triton", seq_len=16384).tflops) }}{{ claim(653 < row("hopper_d128_causal", provider="triton", seq_len=4096).tflops and 740 < row("hopper_d128_causal", provider="triton", seq_len=16384).tflops and 571 < row("hopper_d128_full", provider="triton", seq_len=1024).tflops and 404 < row("hopper_d128_causal", provider="triton", seq_len=1024).tflops) }} The chip that day was a little faster: cuDNN, measured beside it, had {{ (100 * 693 / row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096).tflops - 100) | n(0) }} % more than here ($D = 128$, 4,096 tokens, full). **Other chips**: Ampere has neither wgmma nor TMA, and Blackwell another matrix instruction. Counting, ring and longest-first survive; this code does not. **A tool complains**: racecheck reports [hazards](../results.md#are-the-kernels-right) here as in [roles for warps](warp_specialization.py#where-it-loses-and-why), all where warps read which role they shall take.
 #
 # ## What to remember
 #
@@ -680,15 +682,13 @@ def bench(measure):
 #     Give the ring three slots, `STAGES = 3`. Do they fit? Would you expect a gain?
 #
 #     ??? success "Answer"
-#         At $D = 128$ a slot is 64 KiB, queries and output are 96: 288 KiB, and there are 227.
-#         At 64 three fit, but two suffice as long as a block arrives while one is used.
+#         At $D = 128$ a slot is 64 KiB, queries and output are 96: 288 KiB, and there are 227. At 64 three fit, but two suffice as long as a block arrives while one [is used](../glossary.md#pipelining).
 #
 # ??? question "2. No table (two hours)"
 #     Let programs draw their next tile from a counter in memory.
 #
 #     ??? success "Answer"
-#         The producer draws with `gl.atomic_add`, and passes the number on through a small ring.
-#         Whoever draws past the end stops; the last to do so sets the counter back.
+#         The producer draws with `gl.atomic_add`, and passes the [number](../glossary.md#atomic-operation) on through a small ring. Whoever draws past the end stops; the last to do so sets the counter back.
 #
 # ## Use it in your project
 #

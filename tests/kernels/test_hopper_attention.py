@@ -146,20 +146,40 @@ def test_every_tile_is_dealt_out_once(lecture, size):
     batch, (heads, kv_heads), n_queries, n_keys, (head_dim, block_m), causal, programs = size
     shape = (batch, heads, heads // kv_heads, n_queries, n_keys, head_dim)
     starts, tiles = lecture._schedule(shape, causal, block_m, programs, torch.device("cpu"))
-    starts, tiles = starts.tolist(), tiles.view(-1, 5).tolist()
+    starts, tiles = starts.tolist(), tiles.view(-1, 6).tolist()
     assert starts[0] == 0 and starts[-1] == len(tiles) and starts == sorted(starts)
     assert len(starts) == 1 + (programs or len(tiles))
-    every = itertools.product(range(batch), range(heads), range(0, n_queries, block_m))
-    assert sorted(tuple(tile[:3]) for tile in tiles) == list(every)
-    for _, head, start_m, blocks, kv_head in tiles:
+    every = {place: 0 for place in itertools.product(range(batch), range(heads))}
+    for b, head, start_m, end_m, blocks, kv_head in sorted(tiles):
+        assert every[b, head] == start_m < end_m <= start_m + block_m
+        every[b, head] = end_m
+        assert end_m == n_queries or (end_m - start_m) % 64 == 0
+        assert end_m in (n_queries, start_m + block_m) or (programs and block_m == 192)
         assert kv_head == head * kv_heads // heads
-        last_query = min(start_m + block_m, n_queries) - 1
-        last_key = last_query + n_keys - n_queries if causal else n_keys - 1
+        last_key = end_m - 1 + n_keys - n_queries if causal else n_keys - 1
         assert blocks == max(0, last_key) // 128 + 1
+    assert set(every.values()) == {n_queries}
     if programs:
-        loads = [sum(t[3] + 1 for t in tiles[a:b]) for a, b in itertools.pairwise(starts)]
-        longest = max(t[3] + 1 for t in tiles)
-        assert max(loads) <= sum(loads) / programs + longest
+        steps = [1 + t[4] * share(t, block_m) for t in tiles]
+        loads = [sum(steps[a:b]) for a, b in itertools.pairwise(starts)]
+        assert max(loads) <= sum(loads) / programs + max(steps)
+
+
+def share(tile, block_m):
+    """Time of a step of a tile, in parts of that with all its rows, as the lecture takes it."""
+    rows = tile[3] - tile[2]
+    return 1 if block_m != 192 or rows > 128 else 0.85 if rows > 64 else 0.6
+
+
+@pytest.mark.parametrize(("heads", "n", "rounds"), [(64, 4096, 11), (16, 16384, 11)])
+def test_the_last_round_is_shared(lecture, heads, n, rounds):
+    shape = (1, heads, 1, n, n, 64)
+    starts, tiles = lecture._schedule(shape, False, 192, 132, torch.device("cpu"))
+    tiles = tiles.view(-1, 6).tolist()
+    steps = [1 + t[4] * share(t, 192) for t in tiles]
+    loads = [sum(steps[a:b]) for a, b in itertools.pairwise(starts.tolist())]
+    # no program has `rounds` whole tiles, as whoever takes one more in an uncut round would
+    assert max(loads) <= (rounds - 0.1) * (1 + n // 128)
 
 
 def test_a_new_schedule_is_made_once(lecture):
@@ -171,7 +191,7 @@ def test_a_new_schedule_is_made_once(lecture):
 def test_programs_of_a_causal_launch_end_together(lecture, heads, n):
     shape = (1, heads, 1, n, n, 128)
     starts, tiles = lecture._schedule(shape, True, 128, 132, torch.device("cpu"))
-    blocks = (tiles.view(-1, 5)[:, 3] + 1).tolist()
+    blocks = (tiles.view(-1, 6)[:, 4] + 1).tolist()
     loads = [sum(blocks[a:b]) for a, b in itertools.pairwise(starts.tolist())]
     assert max(loads) <= 1.06 * sum(loads) / len(loads)
 
@@ -186,14 +206,32 @@ def test_blocks_without_a_mask_need_none(lecture, n_queries, n_keys, groups, cau
         _, arguments, _ = lecture._plan(q, k, k, q, lse, causal, 1.0, groups=groups)
     finally:
         lecture._sms = sms
-    tiles, masked = arguments[6].view(-1, 5).tolist(), arguments[-3]
+    tiles, masked = arguments[6].view(-1, 6).tolist(), arguments[-3]
     assert masked <= 3
-    for _, _, start_m, blocks, _ in tiles:
+    for _, _, start_m, _, blocks, _ in tiles:
         for j in range(masked, blocks):
             last_key = (blocks - j) * 128 - 1
             first_row = start_m
             seen = first_row + n_keys - n_queries if causal else n_keys - 1
             assert last_key <= seen, (start_m, blocks, j)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "n", "causal", "groups"),
+    [
+        *((64, 64, 4096, False, 3), (64, 16, 4096, False, 2), (64, 256, 1000, False, 3)),
+        *((64, 512, 512, False, 2), (64, 256, 1024, True, 2), (64, 64, 4096, True, 3)),
+        (128, 64, 4096, False, 2),
+    ],
+)
+def test_three_consumers_where_keys_and_queries_are_many(
+    lecture, monkeypatch, head_dim, heads, n, causal, groups
+):
+    monkeypatch.setattr(lecture, "_sms", lambda device: 132)
+    q, lse = torch.empty(1, heads, n, head_dim).half(), torch.empty(1, heads, n)
+    _, arguments, _ = lecture._plan(q, q, q, q, lse, causal, 1.0)
+    names = lecture.hopper_attention_kernel.arg_names
+    assert arguments[names.index("GROUPS")] == groups
 
 
 def test_the_check_needs_a_gpu(lecture):
