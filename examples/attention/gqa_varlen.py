@@ -589,7 +589,7 @@ def bench(measure):
 
     gradient = lambda attend, x, do: torch.autograd.grad(attend(*x), x[:3], do)  # noqa: E731
 
-    def rows(lengths, window, both, cases):
+    def rows(lengths, window, both, hot, cases):
         calls, pairs = {}, 0
         for provider, (attend, x) in cases.items():
             calls[provider] = partial(attend, *(y.detach() for y in x[:3]), *x[3:])
@@ -602,7 +602,7 @@ def bench(measure):
         size = {"n_seqs": len(lengths), "seq_len": max(lengths), "window": window + 1}
         size["flops"] = (14 if both else 4) * 32 * 128 * pairs
         size["bytes"] = sum(lengths) * (32 + 8) * 128 * 2 * (6 if both else 2)
-        timings = measure(calls, memory=True)
+        timings = measure(calls, memory=True, hot=hot)
         return [{"provider": p, **size, **timing} for p, timing in timings.items()]
 
     even = [([n] * (16384 // n), -1) for n in (1024, 4096, 16384)]
@@ -631,7 +631,7 @@ def bench(measure):
                 cases |= {"flex_softcap": flex(lengths, window, 30.0)} if window == 16383 else {}
             else:
                 cases |= {"sdpa_cudnn": sdpa(lengths, "cudnn")}
-            found += rows(lengths, window, both, cases)
+            found += rows(lengths, window, both, (lengths, window) == sizes[1], cases)
         about = {"name": f"gqa_varlen_{name}_{mode}", "x": x, "dtype": "bfloat16", "mode": mode}
         about["title"] = f"{name.title()}, 16,384 tokens × 32 / 8 heads × 128, {mode}, bfloat16"
         yield about | {"ceiling": "matmul", "rows": found}
@@ -649,7 +649,7 @@ def bench(measure):
 #
 # {% set ours, padded = row("gqa_varlen_ragged_forward", provider="triton", n_seqs=16), row("gqa_varlen_ragged_forward", provider="triton_padded", n_seqs=16) %}{% set many, many_padded = row("gqa_varlen_ragged_forward", provider="triton", n_seqs=64), row("gqa_varlen_ragged_forward", provider="triton_padded", n_seqs=64) %}{{ claim(7 * ours.ms < padded.ms < 10 * ours.ms and many_padded.ms > 14 * many.ms) }}Padded, 16 sequences take {{ (padded.ms / ours.ms) | times }} the time and 64 take {{ (many_padded.ms / many.ms) | times }}. For 16 that is ten times the products in less than ten times the time: where all sequences are long, so are the loops, and products run at {{ (2 * 32 * 128 * 16 * 5113**2 / padded.ms * 1e-9) | n(0) }} TFLOP/s, those of padding counted. Ragged, these 16 run at {{ ours.tflops | n(0) }}, {{ (100 * ours.tflops / row("gqa_varlen_dense_forward", provider="triton", seq_len=4096).tflops) | pct }} of the rate of four equal ones. With 64 sequences, of 256 tokens on average, every rate falls. Programs have little to do between their start and their end, and waste more of it: with 4 sequences 97 % of the scores in the blocks that this kernel visits count, with 64 only 75 %.
 #
-# *torch, varlen* is torch's own attention for packed batches, flash attention 2; it knows groups [from torch 2.12 on](https://docs.pytorch.org/docs/2.12/nn.attention.varlen.html), and gets the heads repeated here, off the clock. *flex* is PyTorch's [FlexAttention](https://docs.pytorch.org/docs/stable/nn.attention.flex_attention.html), compiled with the tiles that its own search (`max-autotune`), run apart, chose for the 16 ragged sequences: it takes a mask written in Python into its kernel, and skips blocks that a table marks as hidden. With its defaults it took about a tenth more time forward, in the recording before this one. {% set mask = row("gqa_varlen_ragged_forward", provider="flex_mask", n_seqs=16) %}Making the table takes {{ mask.ms | ms }} and {{ mask.peak_bytes | bytes }} a batch, off the clock too, as one table serves all layers. Forward and backward of the 16 sequences:
+# *torch, varlen* is torch's own attention for packed batches, flash attention 2; it knows groups [from torch 2.12 on](https://docs.pytorch.org/docs/2.12/nn.attention.varlen.html), and gets the heads repeated here, off the clock. *flex* is PyTorch's [FlexAttention](https://docs.pytorch.org/docs/stable/nn.attention.flex_attention.html), compiled with the tiles that its own search (`max-autotune`), run apart, chose for the 16 ragged sequences: it takes a mask written in Python into its kernel, and skips blocks that a table marks as hidden. With its defaults it took about a tenth more time forward, in the recording before this one. {% set mask = row("gqa_varlen_ragged_forward", provider="flex_mask", n_seqs=16) %}Making the table takes {{ mask.ms | ms }} and {{ mask.peak_bytes | bytes }} a batch, off the clock too, as one table serves all layers. [Back to back](../glossary.md#cool-and-hot), where the power limits the clock, the order stays: forward {% for p in ["triton", "flex", "torch_varlen"] %}{{ row("gqa_varlen_ragged_forward", provider=p, n_seqs=16).ms_hot | ms }} {{ ["here", "with flex", "with *torch, varlen*"][loop.index0] }}{{ "; " if loop.last else ", " }}{% endfor %}with the backward {% for p in ["triton", "flex", "torch_varlen"] %}{{ row("gqa_varlen_ragged_both", provider=p).ms_hot | ms }}{{ "." if loop.last else ", " }}{% endfor %}{% for mode in ["forward", "both"] %}{% for p in ["flex", "torch_varlen"] %}{{ claim(1.35 * row("gqa_varlen_ragged_" ~ mode, provider="triton", n_seqs=16).ms_hot < row("gqa_varlen_ragged_" ~ mode, provider=p, n_seqs=16).ms_hot) }}{% endfor %}{% endfor %} Forward and backward of the 16 sequences, cool:
 #
 # {{ table("gqa_varlen_ragged_both", columns=["provider", "ms", "tflops", "peak_bytes"]) }}
 #

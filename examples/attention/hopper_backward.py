@@ -33,6 +33,7 @@
 # %% tags=["copy"]
 import functools
 import math
+from itertools import product
 
 import torch
 import triton
@@ -537,8 +538,6 @@ RUNGS = {"turn": {"ahead": False, "running": 0}, "overlap": {"ahead": False}, "t
 
 def check(device: str = "cuda") -> None:
     """Compares every rung, and autograd's way, with float64; raises AssertionError."""
-    from itertools import product
-
     if device != "cuda":
         raise RuntimeError("Gluon has no interpreter: this check needs a Hopper GPU")
     # batch, heads of queries and of keys, queries, keys
@@ -593,7 +592,6 @@ def bench(measure):
     """Benchmarks of this page; see scripts/measure.py for how each time is taken."""
     import sys
     from functools import partial
-    from itertools import product
     from pathlib import Path
 
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -608,14 +606,18 @@ def bench(measure):
 
     peers = {"triton": hopper_attention, "sdpa_cudnn": cudnn, "triton_tl": flash_attention}
     about = {"x": "seq_len", "dtype": "bfloat16", "mode": "backward", "ceiling": "matmul"}
-    for head_dim, causal in product((128, 64), (False, True)):
-        found = []
-        for n in (512, 1000, 1024, 4096, 4097, 16384):
-            *x, do = torch.randn(4, 16384 // n, 16, n, head_dim, device="cuda").bfloat16()
+    alike = [(n, n) for n in (512, 1000, 1024, 4096, 4097, 16384)]
+    unlike = [(1000, 4097), (1024, 4096), (4096, 1024), (4097, 1000)]
+    kinds = [(d, kind, alike) for d, kind in product((128, 64), ("full", "causal"))]
+    for head_dim, kind, sizes in [*kinds, (128, "cross", unlike)]:
+        found, causal = [], kind == "causal"
+        for n, n_keys in sizes:
+            shapes = ((16384 // n, 16, m, head_dim) for m in (n, n_keys, n_keys, n))
+            *x, do = (torch.randn(shape, device="cuda").bfloat16() for shape in shapes)
             x = [t.requires_grad_() for t in x]
             grad = partial(torch.autograd.grad, inputs=x, grad_outputs=do, retain_graph=True)
             calls = {p: partial(grad, f(*x, causal=causal)) for p, f in peers.items()}
-            if n in (4096, 16384):
+            if n == n_keys in (4096, 16384):
                 like = [t.detach() for t in x]
                 out, lse = forward(*like, causal=causal, return_lse=True)
                 tensors = do, *like, out, lse, *(torch.empty_like(t) for t in x)
@@ -623,12 +625,12 @@ def bench(measure):
                     if rung != "triton" and (rung, head_dim) != ("overlap", 128):
                         plan = _plan(*tensors, causal, head_dim**-0.5, **options)
                         calls[f"triton_{rung}"] = partial(_launch, plan)
-            size = {"seq_len": n, "batch": len(x[0]), "head_dim": head_dim, "causal": causal}
-            size |= {"bytes": 16 * do.numel(), "flops": 10 * do.numel() * n // (2 if causal else 1)}
-            timings = measure(calls, hot=n == 4096, host=n == 512)
+            size = {"seq_len": n, "n_keys": n_keys, "batch": len(do), "head_dim": head_dim}
+            size |= {"causal": causal, "bytes": 8 * (do.numel() + x[1].numel())}
+            size["flops"] = 10 * do.numel() * n_keys // (2 if causal else 1)
+            timings = measure(calls, hot=n in (1024, 4096, 16384), host=n == 512)
             found += [{"provider": p, **size, **timing} for p, timing in timings.items()]
-        kind = "causal" if causal else "full"
-        title = f"Attention backward, {kind}, 16 heads × {head_dim}, about 16,384 tokens, bfloat16"
+        title = f"Attention backward, {kind}, 16 heads × {head_dim}, about 16,384 queries, bfloat16"
         names = {"name": f"hopper_backward_d{head_dim}_{kind}", "title": title, "rows": found}
         yield about | names
 
@@ -650,7 +652,7 @@ def bench(measure):
 #
 # **The sum**, {{ (4 * 4096**2 * 128 // 128 * 64) | bytes }} at $D = 128$, takes {{ (100 - 100 * free.ms / best.ms) | pct }} of the time where it runs under one product; the two products that would avoid it, in `tl`, make it {{ (100 * seven.ms / best.ms - 100) | pct }} longer. At $D = 64$ it runs under two: in full attention it takes nothing that could be measured, in causal {{ (100 - 100 * row(causal64, provider="triton_unsummed", seq_len=4096).ms / row(causal64, provider="triton", seq_len=4096).ms) | pct }}.{{ claim(row(causal64, provider="triton_unsummed", seq_len=4096).ms < 0.99 * row(causal64, provider="triton", seq_len=4096).ms) }}{{ claim(0.9 < free.ms / best.ms < 0.98 and seven.ms > 1.1 * best.ms and 0.985 < free64.ms / best64.ms < 1.015) }} **The small kernels** move 14 bytes for each number of $Q$; at $D = 128$ a copy of as many takes {{ copy_ms(14 * 16384 * 16 * 128) | ms }} of {{ best.ms | ms }}.
 #
-# **cuDNN** takes longer at every length; in percent, for 1,024, 4,096 and 16,384 tokens: {% for name, label in [(full, "$D = 128$, full,"), (causal, "causal"), (full64, "$D = 64$, full,"), (causal64, "causal")] %}{{ label }} {% for n in [1024, 4096, 16384] %}{{ (100 * row(name, provider="sdpa_cudnn", seq_len=n).ms / row(name, provider="triton", seq_len=n).ms - 100) | n(0) }}{{ ", " if not loop.last else "" }}{% endfor %}{{ "; " if not loop.last else "." }}{% endfor %}
+# **cuDNN** takes longer at every length; in percent, for 1,024, 4,096 and 16,384 tokens: {% for name, label in [(full, "$D = 128$, full,"), (causal, "causal"), (full64, "$D = 64$, full,"), (causal64, "causal")] %}{{ label }} {% for n in [1024, 4096, 16384] %}{{ (100 * row(name, provider="sdpa_cudnn", seq_len=n).ms / row(name, provider="triton", seq_len=n).ms - 100) | n(0) }}{{ ", " if not loop.last else "" }}{% endfor %}{{ "; " if not loop.last else "." }}{% endfor %} Back to back, where the power limits the clock, it takes longer as well from 4,096 on, by {% set lead = [] %}{% for name in [full, causal, full64, causal64] %}{% for n in [4096, 16384] %}{% set _ = lead.append(100 * row(name, provider="sdpa_cudnn", seq_len=n).ms_hot / row(name, provider="triton", seq_len=n).ms_hot - 100) %}{% endfor %}{% endfor %}{{ lead | min | n(0) }} to {{ lead | max | n(0) }} %{{ claim(lead | min > 2) }}; at 1,024 tokens, causal, $D = 64$, a launch is shorter than the host needs for the next, and cuDNN is ahead.{{ claim(row(causal64, provider="sdpa_cudnn", seq_len=1024).ms_hot < 0.8 * row(causal64, provider="triton", seq_len=1024).ms_hot) }}
 #
 # ## What the assembler wants
 #
@@ -662,9 +664,9 @@ def bench(measure):
 #
 # {% set small, its = "hopper_backward_d64_causal", row("hopper_backward_d64_causal", provider="triton", seq_len=1024) %}**$D = 64$, few tokens**: {{ its.tflops | n(0) }} TFLOP/s for 1,024, causal, where the kernels of `tl` reach {{ row(small, provider="triton_tl", seq_len=1024).tflops | n(0) }}.{{ claim(its.tflops < row(small, provider="triton_tl", seq_len=1024).tflops and row(small, provider="triton", seq_len=4096).tflops > row(small, provider="triton_tl", seq_len=4096).tflops) }} They put three programs on an [SM](../glossary.md#sm), so that one begins or ends while another multiplies; here there is one.
 #
-# **Memory**: the float32 sum, {{ (4 * 16384 * 16 * 128) | bytes }} for 16 heads of 16,384 tokens at $D = 128$. **A tool complains**: racecheck reports [hazards](../results.md#are-the-kernels-right) as in [roles for warps](warp_specialization.py#where-it-loses-and-why); all those that it shows lie where warps read which role they shall take.
+# **Keys of another length**: {% set unlike = "hopper_backward_d128_cross" %}{{ row(unlike, provider="triton", seq_len=4096).tflops | n(0) }} TFLOP/s for 4,096 queries and 1,024 keys, {{ row(unlike, provider="triton", seq_len=1024).tflops | n(0) }} for 1,024 queries and 4,096 keys; where neither is round, 4,097 by 1,000 and 1,000 by 4,097, {{ row(unlike, provider="triton", seq_len=4097).tflops | n(0) }} and {{ row(unlike, provider="triton", seq_len=1000).tflops | n(0) }}. As many queries and keys reach {{ best.tflops | n(0) }} at 4,096, {{ row(full, provider="triton", seq_len=4097).tflops | n(0) }} at 4,097.{% for n, round in [(4097, 4096), (1000, 1024)] %}{{ claim(row(unlike, provider="triton", seq_len=n).tflops > 0.92 * row(unlike, provider="triton", seq_len=round).tflops) }}{% for name in [full, causal, full64, causal64] %}{{ claim(row(name, provider="triton", seq_len=n).tflops > 0.9 * row(name, provider="triton", seq_len=round).tflops) }}{% endfor %}{% endfor %}{% for r in rows(unlike, provider="triton") %}{{ claim(1.02 * r.ms < row(unlike, provider="sdpa_cudnn", seq_len=r.seq_len).ms) }}{% endfor %} **Memory**: the float32 sum, {{ (4 * 16384 * 16 * 128) | bytes }} for 16 heads of 16,384 tokens at $D = 128$. **A tool complains**: racecheck reports [hazards](../results.md#are-the-kernels-right) as in [roles for warps](warp_specialization.py#where-it-loses-and-why); all those that it shows lie where warps read which role they shall take.
 #
-# **Small work** waits for the host, {{ row(full, provider="triton", seq_len=512).host_us | n(0) }} µs a call where cuDNN takes {{ row(full, provider="sdpa_cudnn", seq_len=512).host_us | n(0) }}: eight [descriptors](../glossary.md#descriptor) and three launches. At 512 tokens that is longer than the kernels, {{ row(full, provider="triton", seq_len=512).ms | ms }}. The figures show the GPU's time alone; of calls with nothing between them cuDNN's are done sooner there, in {{ row(full, provider="sdpa_cudnn", seq_len=512).ms | ms }} each.{{ claim(row(full, provider="triton", seq_len=512).host_us > 1.1e3 * row(full, provider="sdpa_cudnn", seq_len=512).ms and row(full, provider="sdpa_cudnn", seq_len=512).host_us < 900 * row(full, provider="sdpa_cudnn", seq_len=512).ms) }}
+# {% set small, its = row(causal64, provider="triton", seq_len=512), row(causal64, provider="sdpa_cudnn", seq_len=512) %}**Small work** waits for the host, {{ small.host_us | n(0) }} µs a call at 512 tokens, causal, $D = 64$, where cuDNN takes {{ its.host_us | n(0) }}: eight [descriptors](../glossary.md#descriptor) and three launches. That is longer than the kernels, {{ small.us | n(0) }} µs. The figures show the GPU's time alone; of calls with nothing between them cuDNN's are done sooner there, in {{ its.us | n(0) }} µs each.{{ claim(small.host_us > 1.1e3 * its.ms and its.host_us < 900 * its.ms) }}
 #
 # **Runs differ**, as in [flash attention 3](https://arxiv.org/abs/2407.08608), whose five products and sum these are, and in [cuDNN](https://github.com/karpathy/llm.c/pull/652) unless it is asked for the same bits.
 #
@@ -680,15 +682,13 @@ def bench(measure):
 #     Compute $dS$ from `weights`, 16 registers, not from `p`, 32. Count the [SASS](../glossary.md#sass): faster?
 #
 #     ??? success "Answer"
-#         Slower, and less exact. `p` is rounded in pairs, one `F2FP` for two numbers. If each is
-#         needed again, the compiler rounds one by one: 32 `F2F`, on the unit of the exponentials.
+#         Slower, and less exact. `p` is rounded in pairs, one `F2FP` for two numbers. If each is needed again, the [compiler](../foundations/compiler.py) rounds one by one: 32 `F2F`, on the unit of the exponentials.
 #
 # ??? question "2. The same bits (an hour)"
 #     Let programs add to a tile of $dQ$ in the order of their keys. What must hold of their start?
 #
 #     ??? success "Answer"
-#         A counter for each tile says whose turn it is; a program waits for its own, adds, and
-#         counts on. Those before it must be running or done, or it waits without end.
+#         A counter for each tile says whose turn it is; a [program](../glossary.md#program) waits for its own, adds, and counts on. Those before it must be running or done, or it waits without end.
 #
 # ## Use it in your project
 #
