@@ -37,6 +37,22 @@ PROFILED = {
         (f"hopper_{kind}", {"seq_len": 4096}, _RUNGS)
         for kind in ("d128_full", "d128_causal", "d64_full")
     ],
+    "attention/flash_attention": [
+        ("attention_d128_full", {"seq_len": 4096}, ("triton", "sdpa_cudnn")),
+    ],
+    "attention/flash_decoding": [("decoding_b1", {"seq_len": 8192}, ("triton", "triton_read"))],
+    "fusion/elementwise": [
+        ("forward_bfloat16", {"op": "bias_gelu", "length": length}, ("triton",))
+        for length in ("even", "odd")
+    ],
+    "fusion/layer_norm": [
+        ("layer_norm_forward", {"n_cols": 1000}, ("triton", "torch_compile")),
+        ("layer_norm_forward", {"n_cols": 1024}, ("triton",)),
+    ],
+    "fusion/reductions": [
+        ("row_max", {"n_cols": 256}, ("triton", "triton_read")),
+        ("logsumexp", {"n_cols": 4096}, ("triton", "triton_read")),
+    ],
 }
 
 # "elapsed" counts all cycles of a launch, "active" those in which an SM has a program

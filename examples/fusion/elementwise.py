@@ -9,9 +9,7 @@
 #
 # # Element-wise fusion: count the trips
 #
-# `x * y + z`, `relu(x + y)`, `gelu(x + bias)`: PyTorch runs each as two kernels, and what the first
-# makes goes to memory and back. **What would one kernel gain, and can you know before you write
-# it?** And does `torch.compile` not do this for you? Nearly always; this page shows where it ends.
+# `x * y + z`, `relu(x + y)`, `gelu(x + bias)`: PyTorch runs each as two kernels, and what the first makes goes to [memory](../glossary.md#hbm) and back. **What would one kernel gain, and can you know before you write it?** And does `torch.compile` not do this for you? Nearly always; this page shows where it ends.
 #
 # ## Count before you write
 #
@@ -666,7 +664,9 @@ def bench(measure):
 #
 # - **`addcmul`** is level{% for length in ("even", "odd") %}{{ claim((row("forward_bfloat16", op="multiply_add", provider="torch_addcmul", length=length).ms / row("forward_bfloat16", op="multiply_add", provider="triton", length=length).ms - 1) | abs < 0.02) }}{% endfor %}, torch.compile too but for 16-bit GELU and odd lengths. It is ahead with the gradient of `multiply_add`, which it fuses{% set m, mc = row("gradient", provider="triton", op="multiply_add"), row("gradient", provider="torch_compile", op="multiply_add") %}: {{ (m.ms / mc.ms) | times }} its time{{ claim(1.03 < m.ms / mc.ms < 1.2) }}, 10 trips to 9.
 # - **Backward in bfloat16**: {{ g.percent | pct }} of the copy with the forward pass{{ claim(g.percent < 95) }}. A program asks for its next rows only when it has stored the last.
-# - **Odd widths**: {{ best.percent | pct }} in bfloat16{{ claim(best.percent < 93) }}: the repeated bias is too long for [L1](../glossary.md#l1) and comes out of [L2](../glossary.md#l2), and repeating it is one more launch. Tiles of other shapes, or columns wrapped inside the kernel, 21 variants, were no faster. In float32 torch.compile is level there{{ claim((row("forward_float32", provider="torch_compile", op="bias_gelu", length="odd").ms / row("forward_float32", provider="triton", op="bias_gelu", length="odd").ms - 1) | abs < 0.04) }}.
+# - **Odd widths**: {{ best.percent | pct }} in bfloat16{{ claim(best.percent < 93) }}: the repeated bias is too long for [L1](../glossary.md#l1) and comes out of [L2](../glossary.md#l2), and repeating it is one more launch. {% set even, odd = profile("forward_bfloat16", provider="triton", op="bias_gelu", length="even"), profile("forward_bfloat16", provider="triton", op="bias_gelu", length="odd") %}NVIDIA's profiler shows one cause more: a thread takes {{ odd.registers | n(0) }} registers, {{ even.registers | n(0) }} at even widths, so that an SM has {{ odd.occupancy | pct }} of the warps that it has room for instead of {{ even.occupancy | pct }}, and fewer loads under way.{{ claim(odd.registers > 1.3 * even.registers and odd.occupancy < 0.75 * even.occupancy) }} Tiles of other shapes, or columns wrapped inside the kernel, 21 variants, were no faster. In float32 torch.compile is level there{{ claim((row("forward_float32", provider="torch_compile", op="bias_gelu", length="odd").ms / row("forward_float32", provider="triton", op="bias_gelu", length="odd").ms - 1) | abs < 0.04) }}.
+#
+# {{ profile_source() }}
 #
 # ## What to remember
 #
