@@ -132,7 +132,7 @@ def test_exercise_1_three_groups(lecture, load, kernels):
     hopper._schedule = lambda sizes, causal, block_m, *_: groups.append(block_m // 64) or (0, 0)
     hopper._sms = lambda device: 132
     for head_dim in (64, 128):
-        q = torch.empty(1, 2, 16384, head_dim, dtype=torch.float16)
+        q = torch.empty(1, 16, 16384, head_dim, dtype=torch.float16)
         hopper._plan(q, q, q, q, q, False, 0.1)
     assert groups == [3, 2]
 
