@@ -176,7 +176,7 @@ def first_attention(q, k, v, causal: bool) -> torch.Tensor:
     return out
 
 # %% [markdown]
-# Nothing of size $N^2$ is left. Every tile of queries reads all of $K$ and $V$, but programs that run together read the same blocks, so most comes from [L2](../glossary.md#l2). A block of each is `4 * BLOCK_N * D` bytes and feeds `4 * BLOCK_M * BLOCK_N * D` operations: **`BLOCK_M` operations a byte**. At 600 TFLOP/s that is 4.7 TB/s out of L2 for 128 rows, and for 64 rows 9.4, more than the {{ rec("foundations/memory_hierarchy").row("memory_bandwidth", provider="triton", working_set=2**25).tbps | tbps }} [that L2 gave](../foundations/memory_hierarchy.py#bandwidth-read-the-same-bytes-again-and-again).{{ claim(rec("foundations/memory_hierarchy").row("memory_bandwidth", provider="triton", working_set=2**25).tbps < 9.2) }}
+# Nothing of size $N^2$ is left. Every tile of queries reads all of $K$ and $V$, but programs that run together read the same blocks, so most comes from [L2](../glossary.md#l2). A block of each is `4 * BLOCK_N * D` bytes and feeds `4 * BLOCK_M * BLOCK_N * D` operations: **`BLOCK_M` operations a byte**. For one head of 4,096 tokens 32 tiles of 128 queries read 2 MiB of keys and values each: 64 MiB out of L2, where the stored matrices move {{ (8 * 4096**2) | bytes }} through memory. At 600 TFLOP/s that is 4.7 TB/s out of L2 for 128 rows, and for 64 rows 9.4, more than the {{ rec("foundations/memory_hierarchy").row("memory_bandwidth", provider="triton", working_set=2**25).tbps | tbps }} [that L2 gave](../foundations/memory_hierarchy.py#bandwidth-read-the-same-bytes-again-and-again).{{ claim(rec("foundations/memory_hierarchy").row("memory_bandwidth", provider="triton", working_set=2**25).tbps < 9.2) }}
 #
 # ## Step 2: five changes
 #
@@ -599,6 +599,8 @@ def bench(measure):
 #
 # {{ figure("attention_d128_causal", providers=["triton", "triton_first", "sdpa_cudnn", "sdpa_flash"], caption="D = 128, causal: slower than full where sequences are short, as fast at 16,384 tokens; behind cuDNN by less.") }}
 #
+# {{ figure("attention_d64_full", providers=["triton", "triton_first", "sdpa_cudnn", "sdpa_flash"], caption="D = 64, full: as many exponentials for half the products, so lower rates; level with cuDNN from 4,096 tokens on.") }}{% for n in (4096, 8192, 16384) %}{{ claim(0.985 < row("attention_d64_full", provider="sdpa_cudnn", seq_len=n).ms / row("attention_d64_full", provider="triton", seq_len=n).ms < 1.015) }}{% endfor %}
+#
 # {{ figure("attention_d64_causal", providers=["triton", "triton_first", "sdpa_cudnn", "sdpa_flash"], caption="D = 64, causal: half the products for the same exponentials; from 4,096 tokens on ahead of cuDNN.") }}
 #
 # {% for name in ["attention_d128_full", "attention_d128_causal", "attention_d64_full", "attention_d64_causal"] %}
@@ -614,8 +616,7 @@ def bench(measure):
 # | {{ label }} {% for n in [1024, 4096, 16384] %}{% set ours = row(name, provider="triton", seq_len=n) %}{% set best = row(name, provider="sdpa_cudnn", seq_len=n) %}| {{ ours.tflops | n(0) }} / {{ ours.tflops_hot | n(0) }} ({{ (best.ms / ours.ms * 100) | pct }}) {% endfor %}|
 # {% endfor %}
 #
-# Back to back cuDNN is ahead or level everywhere, at $D = 64$ too. SDPA's third kernel,
-# *efficient*, is slower than *flash* at each of these sizes.
+# Back to back cuDNN is ahead or level everywhere, at $D = 64$ too. SDPA's third kernel, *efficient*, is slower than *flash* at each of these sizes: {{ row("attention_d128_full", provider="sdpa_efficient", seq_len=4096).tflops | n(0) }} TFLOP/s at 4,096 tokens and $D = 128$, where *flash* has {{ row("attention_d128_full", provider="sdpa_flash", seq_len=4096).tflops | n(0) }}. *math*, which stores the matrix, has {{ row("attention_memory", provider="sdpa_math", seq_len=4096).tflops | n(0) }} there, with eight heads. These figures are of bfloat16; float16 is checked above, and not timed.{{ claim(row("attention_memory", provider="sdpa_math", seq_len=4096).tflops < 0.2 * row("attention_d128_full", provider="sdpa_efficient", seq_len=4096).tflops) }}
 #
 # ## Where it loses, and why
 #

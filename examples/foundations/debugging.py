@@ -334,12 +334,12 @@ if __name__ == "__main__":
 # %% [markdown]
 # A failed assert names file, line, program and thread, and ends the process's use of the GPU: every
 # later CUDA call fails. Run it in a script, not in the notebook that holds your data. An access
-# to memory that nobody allocated ends it too: `an illegal memory access was encountered`. A launch [returns before its kernel has run](programming_model.py#what-happens-at-the-launch),
-# so Python may report either at a later, innocent call. With `CUDA_LAUNCH_BLOCKING=1` before the
+# to memory that nobody allocated ends it too: `an illegal memory access was encountered`. A launch [returns before its kernel has run](programming_model.py#what-happens-at-the-launch), so Python may report either at a later, innocent call. With `CUDA_LAUNCH_BLOCKING=1` before the
 # command every launch waits, and the traceback ends at the guilty one.
 #
 # **[triton-viz](https://github.com/Deep-Learning-Profiling-Tools/triton-viz)**, installed apart (`pip install triton-viz`; no GPU needed), draws in the browser which elements each load and store
-# of each program touches, and reports accesses outside a tensor: good for tiles in the wrong place.
+# of each program touches: write `@triton_viz.trace("tracer")` above `@triton.jit`, launch as usual,
+# then call `triton_viz.launch()`. With `trace("sanitizer")` it reports accesses outside a tensor.
 #
 # ## The bug museum
 #
