@@ -75,7 +75,10 @@ QUESTIONS = {
     "papers and talks": ["resources/"],
     "prune configurations": ["foundations/autotuning/#prune-before-you-run"],
     "TF32": ["glossary/#tf32"],
-    "float32 matmul precision": ["faq/#why-does-my-float32-product-differ-from-torch"],
+    "float32 matmul precision": [
+        "faq/#why-does-my-float32-product-differ-from-torch",
+        "faq/#why-is-my-float32-fp32-matmul-slow",
+    ],
     "float32 dot product inexact": [
         "foundations/compiler/#why-is-a-float32-product-inexact",
         "faq/#why-does-my-float32-product-differ-from-torch",
@@ -141,6 +144,30 @@ QUESTIONS = {
     "colab": ["install/#google-colab"],
     "docker": ["install/#docker"],
     "verify installation": ["install/#verify"],
+    "wrong second run": ["faq/#why-is-every-run-different-or-the-second-run-wrong"],
+    "matmul tutorial fails": [
+        "faq/#why-does-tritons-own-matmul-tutorial-fail-its-check-allclose-fails-or-run-slowly",
+    ],
+    "allclose fails": [
+        "faq/#why-does-tritons-own-matmul-tutorial-fail-its-check-allclose-fails-or-run-slowly",
+    ],
+    "skinny matrix": [
+        "faq/#why-is-my-matrix-product-slow-with-few-rows-small-m-a-skinny-matrix-gemv",
+    ],
+    "matmul small M": [
+        "faq/#why-is-my-matrix-product-slow-with-few-rows-small-m-a-skinny-matrix-gemv",
+    ],
+    "fp32 matmul slow": ["faq/#why-is-my-float32-fp32-matmul-slow"],
+    "arange's range must be a power of 2": ["faq/#aranges-range-must-be-a-power-of-2"],
+    "Conflicting meta-parameters: BLOCK": [
+        "faq/#conflicting-meta-parameters-block-make-sure-that-you-dont-re-define-auto-tuned-symbols",
+    ],
+    "Input shapes should have M >= 1, N >= 1 and K >= 16": [
+        "faq/#input-shapes-should-have-m-1-n-1-and-k-16",
+    ],
+    "why does my attention differ from torch's": [
+        "faq/#why-does-my-attention-differ-from-torchs",
+    ],
     "cpu tensor cannot be accessed from Triton": [
         "faq/#pointer-argument-at-0-cannot-be-accessed-from-triton-cpu-tensor",
     ],
