@@ -277,7 +277,7 @@ def flash_attention_kernel(
 # %% [markdown]
 # The `if` in the loop is where the two stages part: all threads of a program take the same side,
 # and most blocks pay one comparison. The running maximum is kept in units of the exponent, already
-# scaled. The log-sum-exp $m + \ln l$ of a row is all that a backward pass needs to rebuild its row
+# scaled. The [log-sum-exp](../glossary.md#log-sum-exp) $m + \ln l$ of a row is all that a backward pass needs to rebuild its row
 # of $P$.
 #
 # ## Step 3: what each change is worth

@@ -76,7 +76,7 @@ def flash_attention_reference(q, k, v, *, causal=False, scale=None):
 # $$
 #
 # The forward pass has computed $O$. A sum over $N$ keys became one over $D$ numbers, known before
-# the first tile. With the row's log-sum-exp $L$ there is no running maximum either: a tile has its
+# the first tile. With the row's [log-sum-exp](../glossary.md#log-sum-exp) $L$ there is no running maximum either: a tile has its
 # weights $P = e^{S - L}$ at once, and $dS = P \circ (dP - \delta)$, element by element.
 #
 # **Through the scores**, a product again: $dQ = \tau \, dS \, K$ and $dK = \tau \, dS^\top Q$.
@@ -274,7 +274,7 @@ def flash_attention_dq_kernel(
 # %% [markdown]
 # ## Step 3: keys first
 #
-# In step 1 a tile of $S$ has a row for each query, and the sums over queries need $P$ and $dS$ transposed. That is not free. Tensor cores take a left factor from registers in the [layout](../glossary.md#layout) in which they return results, so `p` would do, but `p.T` must pass through [shared memory](../glossary.md#shared-memory). Compute $S^\top = K Q^\top$ and $dP^\top = V dO^\top$ instead, a row for each key: now `p`, `ds` *are* $P^\top$ and $dS^\top$, and stay in registers as the left factors of $P^\top dO$ and $dS^\top Q$, which are added to $dV$ and $dK$. The right factors lie in shared memory, where tensor cores read a tile either way, `q` as well as `q.T`.
+# In step 1 a tile of $S$ has a row for each query, and the sums over queries need $P$ and $dS$ transposed. That is not free. Tensor cores take a left factor from registers in the [layout](../glossary.md#layout) in which they return results, so `p` would do, but `p.T` must pass through [shared memory](../glossary.md#shared-memory). Compute $S^\top = K Q^\top$ and $dP^\top = V dO^\top$ instead, a row for each key: now `p`, `ds` *are* $P^\top$ and $dS^\top$, and stay in registers as the left factors of $P^\top dO$ and $dS^\top Q$, which are added to $dV$ and $dK$. The right factors lie in shared memory, where [tensor cores](../glossary.md#tensor-core) read a tile either way, `q` as well as `q.T`.
 #
 # **Where are the masks?** If causal, a tile of keys starts at the first query that sees one of them, and compares positions until one sees all. Full attention needs no mask: queries past the end come from the [descriptor](../glossary.md#descriptor) as zeros and add 0; keys past the end have rows of their own in `dk` and `dv`, which are not stored. The kernel for $dQ$ sums over keys, and does need it: a key past the end has the score 0 and the weight $2^{-L}$. Where $L$ is very low that overflows, and $\infty \cdot 0$ is NaN.
 #
@@ -616,7 +616,7 @@ def bench(measure):
 #
 # {{ figure("flash_backward_d128_causal", caption="D = 128, causal: level with cuDNN at 1,024 tokens, behind it from 4,096 on.") }}{% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for r in rows("flash_backward_" ~ kind, provider="triton") %}{{ claim(1.5 * r.ms < row("flash_backward_" ~ kind, provider="sdpa_flash", seq_len=r.seq_len).ms) }}{% if "128" in kind %}{{ claim((row("flash_backward_" ~ kind, provider="sdpa_cudnn", seq_len=r.seq_len).ms < 0.95 * r.ms) == (r.seq_len > 1024 or kind == "d128_full")) }}{% endif %}{% endfor %}{% endfor %}
 #
-# {% set forward = rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096) %}{% set ours, best = row("flash_backward_d128_full", provider="triton", seq_len=4096), row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=4096) %}Five sevenths of the forward's rate would be {{ (forward.tflops * 5 / 7) | n(0) }} TFLOP/s. The kernels reach {{ ours.tflops | n(0) }} ({{ ours.tflops_hot | n(0) }} back to back, at the clock that the power then allows; cuDNN {{ best.tflops_hot | n(0) }}). With all seven products counted that is {{ (ours.tflops * 7 / 5) | n(0) }}: **they multiply faster than the forward.**{{ claim(ours.tflops * 7 / 5 > 1.1 * forward.tflops) }} The forward has an exponential for every two products, and a maximum, a sum and a correction besides. These have one for four products or for three, and nothing to correct. TFLOP/s, and in brackets the share of cuDNN's:
+# {% set forward = rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096) %}{% set ours, best = row("flash_backward_d128_full", provider="triton", seq_len=4096), row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=4096) %}Five sevenths of the forward's rate would be {{ (forward.tflops * 5 / 7) | n(0) }} TFLOP/s. The kernels reach {{ ours.tflops | n(0) }} ({{ ours.tflops_hot | n(0) }} back to back, at the clock that the power then allows; [cuDNN](../glossary.md#cudnn) {{ best.tflops_hot | n(0) }}). With all seven products counted that is {{ (ours.tflops * 7 / 5) | n(0) }}: **they multiply faster than the forward.**{{ claim(ours.tflops * 7 / 5 > 1.1 * forward.tflops) }} The forward has an exponential for every two products, and a maximum, a sum and a correction besides. These have one for four products or for three, and nothing to correct. TFLOP/s, and in brackets the share of cuDNN's:
 #
 # | | 1,024 tokens | 4,096 tokens | 16,384 tokens |
 # |---|---|---|---|

@@ -630,7 +630,7 @@ def bench(measure):
 # %% [markdown]
 # {{ figure("decoding_b1", y="tbps", providers=["triton", "triton_read", "sdpa_flash", "sdpa_cudnn", "sdpa_math", "torch_unfused"], caption="Batch 1: the longer the cache, the closer to a read of the same bytes; ahead of SDPA's backends up to 65,536 tokens, level with cuDNN at 131,072.") }}
 #
-# {% for r in rows("decoding_b1", provider="triton") %}{% for peer in ["sdpa_flash", "sdpa_cudnn", "sdpa_math", "torch_unfused"] %}{{ claim(r.ms < (1.02 if r.seq_len == 131072 else 0.99) * row("decoding_b1", provider=peer, seq_len=r.seq_len).ms) }}{% endfor %}{% if not loop.last %}{% set next = row("decoding_b1", provider="triton", seq_len=2 * r.seq_len) %}{{ claim(row("decoding_b1", provider="triton_read", seq_len=r.seq_len).ms / r.ms < row("decoding_b1", provider="triton_read", seq_len=next.seq_len).ms / next.ms) }}{% endif %}{% endfor %}Speed in percent of a read of the same bytes; in brackets that of SDPA's best fused backend:
+# {% for r in rows("decoding_b1", provider="triton") %}{% for peer in ["sdpa_flash", "sdpa_cudnn", "sdpa_math", "torch_unfused"] %}{{ claim(r.ms < (1.02 if r.seq_len == 131072 else 0.99) * row("decoding_b1", provider=peer, seq_len=r.seq_len).ms) }}{% endfor %}{% if not loop.last %}{% set next = row("decoding_b1", provider="triton", seq_len=2 * r.seq_len) %}{{ claim(row("decoding_b1", provider="triton_read", seq_len=r.seq_len).ms / r.ms < row("decoding_b1", provider="triton_read", seq_len=next.seq_len).ms / next.ms) }}{% endif %}{% endfor %}Speed in percent of a read of the same bytes; in brackets that of [SDPA](../glossary.md#sdpa)'s best fused backend:
 #
 # | | 1,024 tokens | 8,192 tokens | 32,768 tokens |
 # |---|---|---|---|

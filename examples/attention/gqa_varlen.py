@@ -88,7 +88,7 @@ def flash_attention_varlen_reference(
 # A sequence has as many slots as tiles, or one more. In all: $\lfloor c_\text{last} / B \rfloor$
 # plus one a sequence, as the host knows from shapes. Programs of empty slots return at once.
 #
-# Which sequence is a slot's? A program searches `cu_seqlens` by halving, with one load a step: four loads for 16 sequences. Why not load all starts in one go, and count those that are not past the slot? That waits only once. But a sum over a block passes through [shared memory](../glossary.md#shared-memory), and then the compiler cannot tell that all threads hold the same number. What it knows to be the same, as a load from one address is, it keeps in *uniform* registers, one copy for each [warp](../glossary.md#warp). The rest takes registers of every thread: after such a sum all addresses and loop bounds do, and the forward [spills](../glossary.md#spill).
+# Which sequence is a slot's? A program searches `cu_seqlens` by halving, with one load a step: four loads for 16 sequences. Why not load all starts in one go, and count those that are not past the slot? That waits only once. But a sum over a block passes through [shared memory](../glossary.md#shared-memory), and then the compiler cannot tell that all threads hold the same number. What it knows to be the same, as a load from one address is, it keeps in *uniform* [registers](../glossary.md#register), one copy for each [warp](../glossary.md#warp). The rest takes registers of every thread: after such a sum all addresses and loop bounds do, and the forward [spills](../glossary.md#spill).
 
 # %% tags=["copy"]
 @triton.jit
@@ -526,7 +526,7 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Is it fast?
 #
-# Single launches, [cool](../glossary.md#cool-and-hot). First sequences of one length, 16,384 tokens together, 32 heads of queries and 8 of keys, causal, $D = 128$. *mha* has 32 heads of keys, *repeated* copies 8 to 32; SDPA's backends get 8, and `enable_gqa=True`. Do fewer keys save time?
+# Single launches, [cool](../glossary.md#cool-and-hot). First sequences of one length, 16,384 tokens together, 32 heads of queries and 8 of keys, causal, $D = 128$. *mha* has 32 heads of keys, *repeated* copies 8 to 32; [SDPA](../glossary.md#sdpa)'s backends get 8, and `enable_gqa=True`. Do fewer keys save time?
 
 # %% tags=["fold"]
 def bench(measure):

@@ -9,7 +9,7 @@
 #
 # # Autotuning: let the GPU choose, once
 #
-# A tile of 64 × 64 or of 128 × 256, 4 [warps](../glossary.md#warp) or 8, 2 stages or 5? **How much
+# A [tile](../glossary.md#tile) of 64 × 64 or of 128 × 256, 4 [warps](../glossary.md#warp) or 8, 2 stages or 5? **How much
 # does a wrong choice cost, how much does finding the right one, and when is it worth it?** Two
 # kernels answer: a matrix product, where the choice decides everything, and a bias with ReLU, where
 # it hardly matters. Then the traps: a first call that takes seconds, and corrupts a tensor.
@@ -417,7 +417,7 @@ if __name__ == "__main__":
 #
 # The tuner belongs in development; what you ship is a table. `matmul` takes the largest tile of
 # which there are enough for nearly every SM. It computes the same way in each process, and can be
-# captured in a CUDA graph; a search cannot, for it waits for the GPU. (A tuner of *one*
+# captured in a [CUDA graph](../glossary.md#cuda-graph); a search cannot, for it waits for the GPU. (A tuner of *one*
 # configuration never measures.)
 
 

@@ -164,7 +164,7 @@ def ms_of_first_calls(fn, count=10):
 #
 # ### 4. The kernel is tiny, and the GPU waits
 #
-# Ask the GPU, then. An *event* is a mark in its queue; when the GPU passes it, it notes the time.
+# Ask the GPU, then. An *[event](../glossary.md#event)* is a mark in its queue; when the GPU passes it, it notes the time.
 # This is the timer that we keep; two of its arguments are there to be misused:
 
 # %% tags=["copy"]
@@ -327,10 +327,10 @@ if __name__ == "__main__":
 # before each call. It returns the mean unless asked for the median, and does not queue ahead: that
 # the flush keeps the GPU busy while Python launches is a matter of luck.
 #
-# **A CUDA graph** records launches once and replays them without Python:
+# **A [CUDA graph](../glossary.md#cuda-graph)** records launches once and replays them without Python:
 # `triton.testing.do_bench_cudagraph(fn)` replays a graph of many calls, and divides. No flush.
 #
-# **The profiler** asks the GPU's tracing unit when each kernel began and ended. Nothing around a
+# **The [profiler](../glossary.md#profiler)** asks the GPU's tracing unit when each kernel began and ended. Nothing around a
 # kernel counts, not even what its launch costs the GPU.
 
 # %%
@@ -381,6 +381,10 @@ def ms_by_profiler(fn, kernel, samples=30):
 # | What will it cost in a captured graph? | `do_bench_cudagraph` |
 # | Where does my model spend its time? | the profiler, over a step |
 #
+# ### Where `measure_ms` falls short
+#
+# It rests for 0.2 ms, or five times as long as the kernel runs. If the function's Python takes longer, the GPU waits for it after the first [event](../glossary.md#event), and the host is in the time again. (`scripts/measure.py`, which makes this site's recordings, times the host first and rests four times as long.) It always flushes: a kernel whose input was just written is faster in a model. It knows one stream, and takes the clock for about 1.9 GHz. Below a few microseconds the events count; there ask the [profiler](../glossary.md#profiler).
+#
 # ### Every error, in one table: the time over that of `measure`
 #
 # | | 8 rows | 1,024 rows | 32,768 rows | matrix product |
@@ -395,15 +399,7 @@ def ms_by_profiler(fn, kernel, samples=30):
 # {% set one, eight = row("ways", provider="measure", n_rows=1), row("ways", provider="measure", n_rows=8) %}
 # {% set big, product = row("ways", provider="measure", n_rows=32768), row("product", data="normal") %}
 # {% set host_us = (rows("ways", provider="measure") | map(attribute="host_us") | sort)[3] %}
-# From 8 rows to one the work falls to an eighth, the time from {{ eight.us | n(1) }} µs to
-# {{ one.us | n(1) }}.{{ claim(one.ms > 0.6 * eight.ms) }} Two costs do not shrink. **On the GPU** a
-# kernel must start, wait for memory once and end: a few microseconds, which a copy pays too. Hence
-# percent of a copy *of the same bytes* means something where TB/s does not. **On the host** a call
-# costs {{ host_us | n(1) }} µs (the median of the seven sizes): checks, and Triton's launch. While kernels take
-# longer, Python runs ahead and its cost is hidden; below, the GPU idles, for this kernel under some
-# {{ ((host_us - one.us) * big.tbps) | round(-1) | n }} MB. No better kernel helps there. Fewer launches do, by
-# [fusion](../glossary.md#fusion), or a graph, where a launch with its one row costs
-# {{ row("ways", provider="graph", n_rows=1).us | n(1) }} µs.
+# From 8 rows to one the work falls to an eighth, the time from {{ eight.us | n(1) }} µs to {{ one.us | n(1) }}.{{ claim(one.ms > 0.6 * eight.ms) }} Two costs do not shrink. **On the GPU** a kernel must start, wait for memory once and end: a few microseconds, which a copy pays too. Hence percent of a copy *of the same bytes* means something where TB/s does not. **On the host** a call costs {{ host_us | n(1) }} µs (the median of the seven sizes): checks, and Triton's launch. While kernels take longer, Python runs ahead and its cost is hidden; below, the GPU idles, for this kernel under some {{ ((host_us - one.us) * big.tbps) | round(-1) | n }} MB. No better kernel helps there. Fewer launches do, by [fusion](../glossary.md#fusion), or a graph, where a launch with its one row costs {{ row("ways", provider="graph", n_rows=1).us | n(1) }} µs.
 #
 # ## The unit: TB/s, TFLOP/s, percent
 #
@@ -483,7 +479,7 @@ if __name__ == "__main__":
     show_tolerances("cuda" if torch.cuda.is_available() else "cpu")
 
 # %% [markdown]
-# An absolute tolerance of 0.01, the default of `triton.testing.assert_close`, passes **zeros** at
+# An absolute [tolerance](../glossary.md#tolerance) of 0.01, the default of `triton.testing.assert_close`, passes **zeros** at
 # 16,383 columns, because probabilities are so small; the leak it passes everywhere. The defaults of
 # `torch.testing.assert_close` for float32, 10⁻⁵ plus 1.3 · 10⁻⁶ of the value, pass the leak at
 # 16,383 columns. A tolerance of 0 would fail ours, which adds in another order and is no worse.
@@ -588,8 +584,8 @@ if __name__ == "__main__":
 #
 # API: [measure_ms][examples.foundations.benchmarking.measure_ms],
 # [gpu_timer][examples.foundations.benchmarking.gpu_timer],
-# [row_softmax][examples.foundations.benchmarking.row_softmax]. Next: [autotuning](autotuning.py),
-# which times many versions of a kernel and keeps the fastest.
+# [row_softmax][examples.foundations.benchmarking.row_softmax], which has no gradient and
+# does not say so: for training take [softmax](../fusion/softmax.py). Next: [autotuning](autotuning.py).
 
 # %% tags=["fold"]
 def bench(measure):

@@ -318,7 +318,7 @@ if __name__ == "__main__":
 # %% [markdown]
 # The thread's number (`%tid.x`) times 8 (`shl` by 3) is the layout; the program's (`%ctaid.x`)
 # times 1,024 (`mul.wide`) is its start. One comparison, `setp`, masks all eight elements: `@%p1`
-# loads only where it holds. In SASS four `F2FP` round and pack two results each.
+# loads only where it holds. In [SASS](../glossary.md#sass) four `F2FP` round and pack two results each.
 #
 # A launch returns the same ([checked](#check)): after `compiled = kernel[grid](...)` look at `compiled.asm`, `compiled.metadata.shared`, `compiled.n_regs`, `compiled.n_spills`.
 #

@@ -376,9 +376,9 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # - `no_mask`: *found by* the guard. *Fix:* `mask=offs < n` wherever a block may pass the end.
-# - `short_grid`: *found by* poison: the NaN that stays names the program. *Fix:* `triton.cdiv`.
+# - `short_grid`: *found by* [poison](../glossary.md#poison-and-guard): the NaN that stays names the program. *Fix:* `triton.cdiv`.
 #
-# Without a guard, **compute-sanitizer** finds `no_mask`. It comes with CUDA's toolkit, in the
+# Without a guard, **[compute-sanitizer](../glossary.md#compute-sanitizer)** finds `no_mask`. It comes with CUDA's toolkit, in the
 # folder `bin`, and checks each access against the allocations. PyTorch cuts many tensors from one;
 # switch that off: `PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer python bug.py`.
 

@@ -60,7 +60,7 @@
 #
 # ## Bandwidth: read the same bytes again and again
 #
-# To see a cache, read a buffer repeatedly and vary its size, the **working set**. While it fits,
+# To see a cache, read a buffer repeatedly and vary its size, the **[working set](../glossary.md#working-set)**. While it fits,
 # every read but the first comes from there; then the bandwidth falls to that of the next level.
 #
 # Program `p` of `P` owns the blocks `p`, `p + P`, `p + 2P`, … of the buffer and goes round them
@@ -260,7 +260,7 @@ def chase(table: torch.Tensor, position: torch.Tensor, n_hops: int) -> torch.Ten
 #
 # **How does a GPU live with that?** The trail through HBM reads 4 bytes every {{ far_ns | n }} ns,
 # {{ (4e3 / far_ns) | n }} *mega*bytes a second; the same memory gave {{ far | tbps }} above. The
-# difference is how many loads are under way at one time (Little's law):
+# difference is how many loads are under way at one time ([Little's law](../glossary.md#littles-law)):
 #
 # $$ \text{bytes under way} = \text{bandwidth} \times \text{latency} $$
 #
@@ -697,4 +697,4 @@ def bench(measure):
 # Time [read][examples.foundations.memory_hierarchy.read], `copy` and `chase` on your GPU to find
 # *its* levels. In your model, take the operation that a profiler shows as slow, write down the
 # bytes that it must read and write, and divide by the bandwidth of a copy. If its time is near
-# that, only moving less helps: fuse it with a neighbour that reads what it writes, as the [softmax lecture](../fusion/softmax.py) does.
+# that, only moving less helps: fuse it with a neighbour that reads what it writes, as the [softmax lecture](../fusion/softmax.py) does. `row_softmax` of this page has no gradient and does not say so; for training take that lecture's.

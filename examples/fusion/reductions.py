@@ -32,7 +32,7 @@ def read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
 # %% [markdown]
 # ## Rows: a tile, a loop, one tree
 #
-# `tl.sum(x, axis)` adds up a [block](../glossary.md#block): each thread adds what it holds, then threads exchange partial sums. Each exchange halves their number, and there are 5 within a [warp](../glossary.md#warp), then more through [shared memory](../glossary.md#shared-memory) between warps. This is a tree, the
+# What each function must return, in PyTorch, stands [further down](#the-functions-around-them). `tl.sum(x, axis)` adds up a [block](../glossary.md#block): each thread adds what it holds, then threads exchange partial sums. Each exchange halves their number, and there are 5 within a [warp](../glossary.md#warp), then more through [shared memory](../glossary.md#shared-memory) between warps. This is a tree, the
 # same every time. Three things make row sums fast at any width:
 #
 # - **A loop** along the row adds *element by element* to a tile of accumulators. No thread waits
