@@ -472,7 +472,8 @@ def flash_attention(
 # `check` compares output and gradients with autograd in float64: one token, a block more or less
 # one, fewer keys than queries and more, scores so low that a forgotten mask overflows, tensors in
 # memory as `(B, S, H, D)`. Results start as NaN. Errors are in percent of the rounding of the
-# largest number. In the interpreter `gradcheck` tests the same kernels in float64. If a bfloat16
+# largest number. In the interpreter `gradcheck` tests the same kernels in float64:
+# `TRITON_INTERPRET=1 python flash_attention_backward.py` prints its verdict. If a bfloat16
 # gradient of yours is not `allclose` to torch's ([asked](https://github.com/triton-lang/triton/issues/4469)), compare both with float64: [torch's is rounded as well](../faq.md#is-it-wrong-or-is-it-rounding).
 
 # %% tags=["fold"]

@@ -618,9 +618,9 @@ def bench(measure):
 #
 # ## Where it loses, and why
 #
-# {{ figure("softmax_forward",
-#    providers=["triton", "triton_one_row", "triton_persistent", "triton_two_passes"],
-#    caption="The steps of this page: each change wins where the one before it falls.") }}
+# {{ figure("softmax_forward", providers=["triton", "triton_one_row", "triton_persistent", "triton_two_passes"], caption="The steps of this page: each change wins where the one before it falls.") }}
+#
+# {{ ladder("softmax_forward", x=32768) }}
 #
 # - **One row, four warps** falls off as a thread holds more: {{ row("softmax_forward", provider="triton_one_row", n_cols=16384).percent | pct }} at 16,384 columns, 128 numbers a thread, where few programs fit a multiprocessor; {{ row("softmax_forward", provider="triton_one_row", n_cols=32768).percent | pct }} at 32,768, where registers spill.{{ claim(row("softmax_forward", provider="triton_one_row", n_cols=8192).percent > 95 and row("softmax_forward", provider="triton_one_row", n_cols=16384).percent < 90 and row("softmax_forward", provider="triton_one_row", n_cols=32768).percent < 70) }}
 # - **Persistent** gains at 32,768 columns only, {{ row("softmax_forward", provider="triton_persistent", n_cols=32768).percent | pct }}: one program works step after step, and of short rows too little is under way.{% for n in (4096, 8192, 16384) %}{{ claim(row("softmax_forward", provider="triton_persistent", n_cols=n).ms > 0.98 * row("softmax_forward", provider="triton_one_row", n_cols=n).ms) }}{% endfor %}{{ claim(row("softmax_forward", provider="triton_persistent", n_cols=32768).ms < 0.8 * row("softmax_forward", provider="triton_one_row", n_cols=32768).ms) }}
@@ -631,7 +631,7 @@ def bench(measure):
 #   16,384 and 32,768 numbers of 2 bytes. Beyond, L2 and then memory answer, slowly.
 #   {{- claim(two.percent > 97) }}
 #   {{- claim(row("softmax_forward", provider="triton_two_passes", n_cols=131072).percent < 80) }}
-# - **Rows that programs share** come to {{ row("softmax_forward", provider="triton", n_cols=50257).percent | pct }} at 50,257 columns, the vocabulary of [GPT-2](https://huggingface.co/openai-community/gpt2/blob/main/config.json), {{ row("softmax_forward", provider="triton", n_cols=65536).percent | pct }} at 65,536 and {{ row("softmax_forward", provider="triton", n_cols=131072).percent | pct }} at 131,072.{% for r in rows("softmax_forward", provider="triton") %}{{ claim((r.percent > 95) == (r.n_cols != 50257)) }}{% endfor %} Seven parts of 8,192 have 57,344 lanes for 50,257 numbers: one in eight is idle. At the other two no lane is idle, and what is left is the wait for one another.
+# - **Rows that programs share** come to {{ row("softmax_forward", provider="triton", n_cols=50257).percent | pct }} at 50,257 columns, the vocabulary of [GPT-2](https://huggingface.co/openai-community/gpt2/blob/main/config.json), {{ row("softmax_forward", provider="triton", n_cols=65536).percent | pct }} at 65,536 and {{ row("softmax_forward", provider="triton", n_cols=131072).percent | pct }} at 131,072.{% for r in rows("softmax_forward", provider="triton") %}{{ claim((r.percent > 95) == (r.n_cols != 50257)) }}{% endfor %} Seven parts of 8,192 have 57,344 lanes for 50,257 numbers: one in eight is idle.
 # - **The gradient** at odd widths: {{ row("softmax_gradient", provider="triton", n_cols=1823).percent | pct }} of a copy at 1,823 columns, {{ row("softmax_gradient", provider="triton", n_cols=50257).percent | pct }} at 50,257.{% for r in rows("softmax_gradient", provider="triton") %}{{ claim((r.percent > 95) == (r.n_cols not in (1823, 50257)) and r.percent > 91) }}{% endfor %} Long rows are shared here as well: at 131,072 columns it is {{ row("softmax_gradient", provider="triton", n_cols=131072).percent | pct }}.
 #
 # ## What to remember
