@@ -109,7 +109,6 @@ def _launch(kernel, a, b, c, **config):
     with torch.cuda.device_of(a):
         return kernel[_tiles](a, b, c, *c.shape, a.shape[1], *strides, **config)
 
-
 # %% [markdown]
 # ## Prune before you run
 #
@@ -157,7 +156,6 @@ def estimate(M, N, K, BLOCK_M, BLOCK_N, num_stages, **rest):
     # to load an element takes an SM about as long as 100 multiplications
     work = max(BLOCK_M * BLOCK_N, 100 * (BLOCK_M + BLOCK_N))
     return waves * work * (1 + 1 / num_stages)
-
 
 # %% [markdown]
 # `@triton.autotune` runs what is left and keeps the fastest for each **key**: the values of the
@@ -254,9 +252,10 @@ def resources(compiled):
     taken = {"registers": compiled.n_regs, "spills": compiled.n_spills, "shared": shared}
     return taken | {"programs": min(occupancy(compiled.n_regs, shared, num_warps).values())}
 
-
 # %% [markdown]
 # {{ table("matmul_sweep", where={"n": 4096, "num_stages": 3, "provider": "triton_config"}, columns=["tile", "num_warps", "registers", "spills", "shared", "programs", "tflops"]) }}
+#
+# <details class="example"><summary>The same with 2, 4 and 5 stages</summary>{% for stages in (2, 4, 5) %}{{ "\n\n" }}{{ stages }} stages:{{ "\n\n" }}{{ table("matmul_sweep", where={"n": 4096, "num_stages": stages, "provider": "triton_config"}, columns=["tile", "num_warps", "registers", "spills", "shared", "programs", "tflops"]) }}{% endfor %}{{ "\n\n" }}</details>
 #
 # {% set best = (rows("matmul_sweep", n=4096, provider="triton_config") | sort(attribute="ms"))[0] %}
 # {% set first = row("matmul_sweep", n=4096, tile="64 × 64", num_warps=4, num_stages=3) %}
@@ -313,7 +312,6 @@ def bias_relu(kernel, x, bias, out, **config):
     # the kernel ignores the bucket; a later section does not
     kernel[_tiles](x, bias, out, M, triton.next_power_of_2(M), N, **config)
     return out
-
 
 # %% [markdown]
 # {{ heatmap("bias_relu_sweep", x="BLOCK_N", y="BLOCK_M", panels="num_warps", caption="Bias and ReLU: below a diagonal all blocks run at the speed of a copy.") }}
@@ -486,7 +484,6 @@ class _Matmul(torch.autograd.Function):
         a, b = ctx.saved_tensors
         da, db = ctx.needs_input_grad
         return matmul(dc, b.t()) if da else None, matmul(a.t(), dc) if db else None
-
 
 # %% [markdown]
 # ## Check
