@@ -208,7 +208,7 @@ def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
 # ## Follow one line
 #
 # The line with `tl.load`, compiled for an H100 or H200 (`sm_90`, by their [compute
-# capability](../glossary.md#compute-capability)). In which stage does the block of 1,024 disappear?
+# capability](../glossary.md#compute-capability)); what it must compute stands in PyTorch [at the end](#check). In which stage does the block of 1,024 disappear?
 
 # %%
 SCALE = {"x_ptr": "*bf16:16", "out_ptr": "*bf16:16", "factor": "fp32", "n": "i32:16", "BLOCK": 1024}

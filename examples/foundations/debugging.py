@@ -332,9 +332,7 @@ if __name__ == "__main__":
         print(_first_match(r".*Error: CUDA.*", said))
 
 # %% [markdown]
-# A failed assert names file, line, program and thread, and ends the process's use of the GPU: every
-# later CUDA call fails. Run it in a script, not in the notebook that holds your data. An access
-# to memory that nobody allocated ends it too: `an illegal memory access was encountered`. A launch [returns before its kernel has run](programming_model.py#what-happens-at-the-launch), so Python may report either at a later, innocent call. With `CUDA_LAUNCH_BLOCKING=1` before the
+# A failed assert names file, line, program and thread, and ends the process's use of the GPU: every later [CUDA](../glossary.md#cuda) call fails. Run it in a script, not in the notebook that holds your data. An access to memory that nobody allocated ends it too: `an illegal memory access was encountered`. A launch [returns before its kernel has run](programming_model.py#what-happens-at-the-launch), so Python may report either at a later, innocent call. With `CUDA_LAUNCH_BLOCKING=1` before the
 # command every launch waits, and the traceback ends at the guilty one.
 #
 # **[triton-viz](https://github.com/Deep-Learning-Profiling-Tools/triton-viz)**, installed apart (`pip install triton-viz`; no GPU needed), draws in the browser which elements each load and store
@@ -651,7 +649,8 @@ if __name__ == "__main__":
 # NaN too, `guarded_like(x)[0].copy_(x)`: what a kernel reads past the end and uses makes a NaN; in
 # other memory it may make [one result right and the next wrong](https://github.com/triton-lang/triton/issues/187).
 # Integers, which have no NaN, need as poison a number that cannot occur. And a wrong formula shows
-# beside a float64 reference only.
+# beside a float64 reference only. What they cost: poison and guard one more write of the output,
+# `TRITON_DEBUG=1` another compilation; compute-sanitizer and the interpreter are for small sizes.
 #
 # ## What to remember
 #

@@ -82,7 +82,7 @@ def philox_reference(counter, seed, rounds=10):
 #
 # ## Step 1: a call for each element
 #
-# Triton's tutorial on [low-memory dropout](https://triton-lang.org/main/getting-started/tutorials/04-low-memory-dropout.html) writes it so. `tl.rand(seed, offs)` calls [Philox](../glossary.md#philox) with the element's offset as
+# Triton's tutorial on [low-memory dropout](https://triton-lang.org/main/getting-started/tutorials/04-low-memory-dropout.html) writes it so (what a kernel must keep is written in PyTorch [below](#is-it-right)). `tl.rand(seed, offs)` calls [Philox](../glossary.md#philox) with the element's offset as
 # counter and makes a float of the first word. What becomes of the other three?
 
 # %%

@@ -62,7 +62,7 @@ def add_rms_norm_reference(x, residual, weight, eps=1e-6):
 #
 # A [program](../glossary.md#program) holds a row, a [block](../glossary.md#block), in [registers](../glossary.md#register), sums its squares, and writes: read once, written once. What must [lanes](../glossary.md#lane) hold that the [mask](../glossary.md#mask) switches off? Zero: its square adds nothing. And the mean divides by `n_cols`, never by the block. The sum with the residual is rounded before it is normed: the backward pass reads $h$ as written, and both passes must norm the same number. That a pointer is `None` is known when the kernel is compiled: its `if` costs nothing later.
 #
-# What else counts at a copy's speed:
+# What else counts at a copy's speed (tried together: what each is worth alone is not recorded):
 #
 # - **Several short rows a program**, for [starting one](../foundations/programming_model.py#the-size-of-a-block-powers-of-two-and-num_warps) takes time whatever it moves.
 # - **Whole vectors.** A thread [moves 16 bytes at once](../glossary.md#vector-load) only where they begin at a multiple of 16 bytes and are masked alike. Of an integer argument the compiler knows [at most](../glossary.md#specialisation) that 16 divides it. In 16 bits `_align` divides by 8 and multiplies by 8: the same number, but now the compiler *knows* the factor. So width 1,000, a multiple of 8 and not of 16, is fast.
