@@ -227,9 +227,7 @@ def first_backward(do, q, k, v, out, lse, causal, scale, add_dq=True):
 #
 # {{ diagram("flash_backward_owners") }}
 #
-# The price: both kernels need $S$ and $dP$, so together they do seven products, not five. This page
-# counts five for everybody, so that a kernel of five can be 7/5 as fast as these. The kernel for
-# $dQ$ runs first. It holds $dO$, loads $O$ once, and leaves **$\delta$** in memory for the other.
+# The price: both kernels need $S$ and $dP$, so together they do seven products, not five. This page counts five for everybody, so that a kernel of [five](hopper_backward.py) can be 7/5 as fast as these. The kernel for $dQ$ runs first. It holds $dO$, loads $O$ once, and leaves **$\delta$** in memory for the other.
 
 # %% tags=["copy"]
 @triton.jit
@@ -278,11 +276,7 @@ def flash_attention_dq_kernel(
 #
 # **Where are the masks?** If causal, a tile of keys starts at the first query that sees one of them, and compares positions until one sees all. Full attention needs no mask: queries past the end come from the [descriptor](../glossary.md#descriptor) as zeros and add 0; keys past the end have rows of their own in `dk` and `dv`, which are not stored. The kernel for $dQ$ sums over keys, and does need it: a key past the end has the score 0 and the weight $2^{-L}$. Where $L$ is very low that overflows, and $\infty \cdot 0$ is NaN.
 #
-# **In which order?** $dV$ needs $P$ alone, and could be summed before $dP$ is computed. But tensor
-# cores work while the threads go on, and the compiler decides where these wait: for $S$ before it
-# starts $dP$, for $dP$ before the exponentials, each time for all that was started earlier too. It
-# lets two products run on into the next turn: the sums, whose results are not needed before they
-# are added to. So both stand at the end of the loop, where no wait follows.
+# **In which order?** $dV$ needs $P$ alone, and could be summed before $dP$ is computed. But [tensor cores](../glossary.md#tensor-core) work while the threads go on, and the compiler decides where these wait: for $S$ before it starts $dP$, for $dP$ before the exponentials, each time for all that was started earlier too. It lets two products run on into the next turn: the sums, whose results are not needed before they are added to. So both stand at the end of the loop, where no wait follows.
 
 # %% tags=["copy"]
 @triton.jit
@@ -469,12 +463,7 @@ def flash_attention(
 # %% [markdown]
 # ## Is it right?
 #
-# `check` compares output and gradients with autograd in float64: one token, a block more or less
-# one, fewer keys than queries and more, scores so low that a forgotten mask overflows, tensors in
-# memory as `(B, S, H, D)`. Results start as NaN. Errors are in percent of the rounding of the
-# largest number. In the interpreter `gradcheck` tests the same kernels in float64:
-# `TRITON_INTERPRET=1 python flash_attention_backward.py` prints its verdict. If a bfloat16
-# gradient of yours is not `allclose` to torch's ([asked](https://github.com/triton-lang/triton/issues/4469)), compare both with float64: [torch's is rounded as well](../faq.md#is-it-wrong-or-is-it-rounding).
+# `check` compares output and gradients with autograd in float64: one token, a block more or less one, fewer keys than queries and more, scores so low that a forgotten mask overflows, tensors in memory as `(B, S, H, D)`. Results start as NaN. Errors are in percent of the rounding of the largest number. In the interpreter `gradcheck` tests the same kernels in float64: `TRITON_INTERPRET=1 python flash_attention_backward.py` prints its verdict. If a bfloat16 gradient of yours is not `allclose` to torch's ([asked](https://github.com/triton-lang/triton/issues/4469)), compare both with float64: [torch's is rounded as well](../faq.md#is-it-wrong-or-is-it-rounding).
 
 # %% tags=["fold"]
 def check(device: str = "cuda") -> None:
@@ -669,8 +658,7 @@ def bench(measure):
 #     What is the gradient of $s_0$? What else changes?
 #
 #     ??? success "Answer"
-#         No value, so $dp_0 = 0$ and $ds_0 = -p_0 \delta$; sum it over the queries. $L$ now
-#         contains $s_0$, and all other formulas stay.
+#         No value, so $dp_0 = 0$ and $ds_0 = -p_0 \delta$; sum it over the queries. $L$ now contains $s_0$, and all other [formulas](#the-gradient-line-by-line) stay.
 #
 # ??? question "2. Dropout on the weights (twenty minutes)"
 #     Before $P$ meets $V$ it is multiplied by a mask $M$ of 0 and $1 / (1 - r)$, which a seed [makes again](../fusion/dropout.py) in the backward pass. Which formulas change? Does $\delta$?
