@@ -383,7 +383,7 @@ def ms_by_profiler(fn, kernel, samples=30):
 #
 # ### Where `measure_ms` falls short
 #
-# It rests for 0.2 ms, or five times as long as the kernel runs. If the function's Python takes longer, the GPU waits for it after the first [event](../glossary.md#event), and the host is in the time again. (`scripts/measure.py`, which makes this site's recordings, times the host first and rests four times as long.) It always flushes: a kernel whose input was just written is faster in a model. It knows one stream, and takes the clock for about 1.9 GHz. Below a few microseconds the events count; there ask the [profiler](../glossary.md#profiler).
+# It rests for 0.2 ms, or five times as long as the kernel runs. If the function's Python takes longer, the GPU waits for it after the first [event](../glossary.md#event), and the host is in the time again. (`scripts/measure.py`, which makes this site's recordings, times the host first and rests four times as long.) It always flushes: in a model, a kernel may find in the cache what the one before it wrote, and be faster. It knows one stream, and takes the clock for about 1.9 GHz. Below a few microseconds the events count; there ask the [profiler](../glossary.md#profiler).
 #
 # ### Every error, in one table: the time over that of `measure`
 #
