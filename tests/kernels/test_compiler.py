@@ -119,6 +119,30 @@ def test_exercise_3(lecture):
         assert (compiled.resources["spills"] > 0) == spills
 
 
+def test_questions_an_odd_size_costs_a_product_its_pipeline(lecture):
+    unknown = lecture.PRODUCT | dict.fromkeys(("N", "K", "stride_bk"), "i32")
+    for arguments, copies in ((lecture.PRODUCT, True), (unknown, False)):
+        kernel = lecture.compile_kernel(lecture.product_kernel, "sm_90", num_stages=3, **arguments)
+        assert ("cp.async" in kernel.stages["ptx"]) == copies
+        assert kernel.resources["shared"] == (128 + 128) * 64 * 2 * (3 if copies else 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "buffers"), [("sm_75", 1), ("sm_80", 2), ("sm_90", 3), ("sm_100", 3), ("sm_120", 2)]
+)
+def test_questions_shared_memory_by_stages(lecture, target, buffers):
+    kernel = lecture.compile_kernel(lecture.product_kernel, target, num_stages=3, **lecture.PRODUCT)
+    # beside the tiles a few barriers
+    assert 0 <= kernel.resources["shared"] - buffers * (128 + 128) * 64 * 2 <= 64
+
+
+@pytest.mark.parametrize("rows", [16, 32, 64])
+def test_questions_few_rows_of_a_product(lecture, rows):
+    few = lecture.PRODUCT | {"BLOCK_M": rows}
+    ptx = lecture.compile_kernel(lecture.product_kernel, "sm_90", **few).stages["ptx"]
+    assert ("wgmma.mma_async" in ptx, "mma.sync" in ptx) == (rows == 64, rows < 64)
+
+
 @triton.jit
 def convert_kernel(x_ptr, M: tl.constexpr, N: tl.constexpr):
     offs = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
