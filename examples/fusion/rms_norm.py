@@ -9,21 +9,17 @@
 #
 # # RMSNorm: two reductions that cross
 #
-# Before each attention and each MLP, a transformer brings its activations back to one scale. Models
-# such as [Llama](https://arxiv.org/abs/2302.13971) use RMSNorm ([Zhang and Sennrich, 2019](https://arxiv.org/abs/1910.07467)): divide a row by its root mean square, multiply each column by a learned weight,
+# Before each attention and each MLP, a transformer brings its activations back to one scale. Models such as [Llama](https://arxiv.org/abs/2302.13971) use RMSNorm ([Zhang and Sennrich, 2019](https://arxiv.org/abs/1910.07467)): divide a row by its root mean square, multiply each column by a learned weight,
 #
 # $$
 # y_i = x_i \, r \, w_i, \qquad r = \Bigl( \frac{1}{n} \sum_{j} x_j^2 + \varepsilon \Bigr)^{-1/2} .
 # $$
 #
-# Forward, that is one reduction along each row, as in [softmax](softmax.py). The gradient is where
-# libraries lose: it needs a sum along each **row** for $dx$ and, at the same time, a sum down each
-# **column** for $dw$. **Can one kernel do both, and read everything once?**
+# Forward, that is one reduction along each row, as in [softmax](softmax.py). The gradient is where libraries lose: it needs a sum along each **row** for $dx$ and, at the same time, a sum down each **column** for $dw$. **Can one kernel do both, and read everything once?**
 #
 # ## What it costs
 #
-# Nearly always an addition stands before the norm: a layer's output $x$ joins the [residual](../glossary.md#residual)
-# stream, whose norm feeds the next layer. Count [trips](../glossary.md#trip) of a matrix to or from [HBM](../glossary.md#hbm):
+# Nearly always an addition stands before the norm: a layer's output $x$ joins the [residual](../glossary.md#residual) stream, whose norm feeds the next layer. Count [trips](../glossary.md#trip) of a matrix to or from [HBM](../glossary.md#hbm):
 #
 # | | separate kernels | fused |
 # |---|---|---|
@@ -60,7 +56,21 @@ def add_rms_norm_reference(x, residual, weight, eps=1e-6):
 # %% [markdown]
 # ## Forward: a row in registers
 #
-# A [program](../glossary.md#program) holds a row, a [block](../glossary.md#block), in [registers](../glossary.md#register), sums its squares, and writes: read once, written once. What must [lanes](../glossary.md#lane) hold that the [mask](../glossary.md#mask) switches off? Zero: its square adds nothing. And the mean divides by `n_cols`, never by the block. The sum with the residual is rounded before it is normed: the backward pass reads $h$ as written, and both passes must norm the same number. That a pointer is `None` is known when the kernel is compiled: its `if` costs nothing later.
+# A [program](../glossary.md#program) holds a row, a [block](../glossary.md#block), in [registers](../glossary.md#register), sums its squares, and writes: read once, written once. That is all of it:
+#
+# ```python
+# @triton.jit
+# def rms_norm_row_kernel(x_ptr, weight_ptr, y_ptr, stride_xm, n_cols, eps, BLOCK: tl.constexpr):
+#     row = tl.program_id(0).to(tl.int64)
+#     cols = tl.arange(0, BLOCK)
+#     mask = cols < n_cols
+#     x = tl.load(x_ptr + row * stride_xm + cols, mask=mask, other=0.0).to(tl.float32)
+#     rstd = tl.rsqrt(tl.sum(x * x) / n_cols + eps)
+#     weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+#     tl.store(y_ptr + row * n_cols + cols, x * rstd * weight, mask=mask)
+# ```
+#
+# What must [lanes](../glossary.md#lane) hold that the [mask](../glossary.md#mask) switches off? Zero: its square adds nothing. And the mean divides by `n_cols`, never by the block. The kernel below does the same, for any width and with the addition. The sum with the residual is rounded before it is normed: the backward pass reads $h$ as written, and both passes must norm the same number. That a pointer is `None` is known when the kernel is compiled: its `if` costs nothing later.
 #
 # What else counts at a copy's speed (tried together: what each is worth alone is not recorded):
 #
@@ -181,9 +191,7 @@ def rms_norm_kernel(
 # dx_i = r \Bigl( w_i \, dy_i - \hat x_i \, \frac{1}{n} \sum_{j} w_j \, dy_j \, \hat x_j \Bigr).
 # $$
 #
-# The bracket takes from $w \, dy$ its part along $\hat x$: a stretched row has the same $y$. And
-# $h$, a sum, hands its gradient to both terms: one tensor, $dx$ plus the $dh$ from the residual
-# stream, serves both. $dx$ wants a program that sees a row, $dw$ one that sees a column. For $dw$:
+# The bracket takes from $w \, dy$ its part along $\hat x$: a stretched row has the same $y$. And $h$, a sum, hands its gradient to both terms: one tensor, $dx$ plus the $dh$ from the [residual](../glossary.md#residual) stream, serves both. $dx$ wants a program that sees a row, $dw$ one that sees a column. For $dw$:
 #
 # 1. **[Atomic additions](../glossary.md#atomic-operation)** to one `dw` in memory: many, to few addresses. Float sums depend on their order, so the gradient would differ from run to run.
 # 2. **Each row's own terms**, written out and added up later: 4 bytes an element, written and read
@@ -192,9 +200,7 @@ def rms_norm_kernel(
 #
 # {{ diagram("rms_norm_backward") }}
 #
-# The third adds {{ (2 * env.sms * 8192 * 4 / (3 * 2 * 8192**2) * 100) | n }} % of traffic at 8192 × 8192. Its price is parallelism: a program alone on its SM waits for its row, computes, waits again. So `num_stages` copies the next rows ahead into
-# [shared memory](../glossary.md#shared-memory) ([pipelining](../glossary.md#pipelining)). And 8,192 columns mean 8,192 float32 sums in registers, beside which `x`, `dy` and the weight wait packed.
-# In bfloat16 the weight finds no room past 8,192 and is loaded for each row (`KEEP`); past 16,384 nor do the sums, and `PARTS` programs share a row, as in [softmax](softmax.py#step-4-keep-the-row-on-the-chip): they leave their sums in slots and wait for those of the others. A program's part is the ticket it draws when it starts, so those that it waits for run already or start next. While they wait, their next rows arrive.
+# The third adds {{ (2 * env.sms * 8192 * 4 / (3 * 2 * 8192**2) * 100) | n }} % of traffic at 8192 × 8192. Its price is parallelism: a program alone on its SM waits for its row, computes, waits again. So `num_stages` copies the next rows ahead into [shared memory](../glossary.md#shared-memory) ([pipelining](../glossary.md#pipelining)). And 8,192 columns mean 8,192 float32 sums in registers, beside which `x`, `dy` and the weight wait packed. In bfloat16 the weight finds no room past 8,192 and is loaded for each row (`KEEP`); past 16,384 nor do the sums, and `PARTS` programs share a row, as in [softmax](softmax.py#step-4-keep-the-row-on-the-chip): they leave their sums in slots and wait for those of the others. A program's part is the ticket it draws when it starts, so those that it waits for run already or start next. While they wait, their next rows arrive.
 
 # %% tags=["copy"]
 @triton.jit
@@ -313,8 +319,7 @@ def column_sum_kernel(
 # %% [markdown]
 # ## Launch
 #
-# How many rows a tile, programs an SM and [warps](../glossary.md#warp) are best was found by trying, on this page's GPU. `maxnreg` caps a thread's registers, so that the programs planned for an SM fit.
-# Where nothing used $h$, its gradient arrives as None, and a trip is saved.
+# How many rows a tile, programs an SM and [warps](../glossary.md#warp) are best was found by trying, on this page's GPU. `maxnreg` caps a thread's registers, so that the programs planned for an SM fit. Where nothing used $h$, its gradient arrives as None, and a trip is saved.
 
 # %% tags=["copy"]
 def _vectors(size: int, n_cols: int, *strides: int) -> tuple[int, bool]:
@@ -631,22 +636,15 @@ def bench(measure):
     yield benchmark("small", forth, *plain, [(16, 4096)], 2, host=True)
 
 # %% [markdown]
-# {{ figure("forward", where={"width": "even"},
-#    caption="Forward is a copy's work; at powers of two from 4,096 on the compiler is as fast.") }}
-# {% for r in rows("forward", provider="triton", width="even")[1:] %}{{ claim(0.95 < row("forward", provider="torch_compile", shape=r.shape).ms / r.ms < 1.05) }}{% endfor %}
-# {% set square, wide, odd = "8192 × 8192", "4096 × 16384", "5461 × 12289" %}{%- for r in rows("forward", provider="triton")[:5] %}{{ claim(r.percent >= 93) }}{% endfor %}
-# {% set ours = row("forward", provider="triton", shape=square) %}{%- set ours_odd = row("forward", provider="triton", shape=odd) %}{%- set compiled_odd = row("forward", provider="torch_compile", shape=odd) %}{%- set ours_short, compiled_short = row("forward", provider="triton", shape="16384 × 1024"), row("forward", provider="torch_compile", shape="16384 × 1024") %}
+# {{ figure("forward", where={"width": "even"}, caption="Forward is a copy's work; at powers of two from 4,096 on the compiler is as fast.") }}
+# {% for r in rows("forward", provider="triton", width="even")[1:] %}{{ claim(0.95 < row("forward", provider="torch_compile", shape=r.shape).ms / r.ms < 1.05) }}{% endfor %}{% set square, wide, odd = "8192 × 8192", "4096 × 16384", "5461 × 12289" %}{%- for r in rows("forward", provider="triton")[:5] %}{{ claim(r.percent >= 93) }}{% endfor %}{% set ours = row("forward", provider="triton", shape=square) %}{%- set ours_odd = row("forward", provider="triton", shape=odd) %}{%- set compiled_odd = row("forward", provider="torch_compile", shape=odd) %}{%- set ours_short, compiled_short = row("forward", provider="triton", shape="16384 × 1024"), row("forward", provider="torch_compile", shape="16384 × 1024") %}
 #
 # At {{ square }}: {{ ours.ms | ms }}, {{ ours.percent | pct }} of the copy. torch.compile is level here; at 12,289 columns it takes {{ (compiled_odd.ms / ours_odd.ms) | times }} as long{{ claim(compiled_odd.ms > 1.1 * ours_odd.ms) }}, at 1,024 {{ (compiled_short.ms / ours_short.ms) | times }}{{ claim(1 < compiled_short.ms / ours_short.ms < 1.1) }}.
 #
 # {{ table("forward", where={"width": "odd or long"}) }}
 #
 # {{ figure("gradient", where={"width": "even"}, caption="With the gradient, one kernel for both sums is ahead of both rivals.") }}
-# {% for r in rows("gradient", provider="triton")[:5] %}{%- for _, ratio in r.benchmark.peers(r) %}{{ claim(ratio >= 1.05) }}{% endfor %}{% endfor %}
-# {% set ours = row("gradient", provider="triton", shape=square) %}{%- set compiled = row("gradient", provider="torch_compile", shape=square) %}
-#
-# Forward and backward at {{ square }}: {{ ours.ms | ms }}, {{ ours.percent | pct }} of the
-# copy{{ claim(ours.percent >= 84) }}; torch.compile takes {{ (compiled.ms / ours.ms) | times }} as long.
+# {% for r in rows("gradient", provider="triton")[:5] %}{%- for _, ratio in r.benchmark.peers(r) %}{{ claim(ratio >= 1.05) }}{% endfor %}{% endfor %}{% set ours = row("gradient", provider="triton", shape=square) %}{%- set compiled = row("gradient", provider="torch_compile", shape=square) %}Forward and backward at {{ square }}: {{ ours.ms | ms }}, {{ ours.percent | pct }} of the copy{{ claim(ours.percent >= 84) }}; torch.compile takes {{ (compiled.ms / ours.ms) | times }} as long.
 #
 # {{ table("gradient", where={"width": "odd or long"}) }}
 #
