@@ -32,8 +32,18 @@ def read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
 # %% [markdown]
 # ## Rows: a tile, a loop, one tree
 #
-# What each function must return, in PyTorch, stands [further down](#the-functions-around-them). `tl.sum(x, axis)` adds up a [block](../glossary.md#block): each thread adds what it holds, then threads exchange partial sums. Each exchange halves their number, and there are 5 within a [warp](../glossary.md#warp), then more through [shared memory](../glossary.md#shared-memory) between warps. This is a tree, the
-# same every time. Three things make row sums fast at any width:
+# What each function must return, in PyTorch, stands [further down](#the-functions-around-them). `tl.sum(x, axis)` adds up a [block](../glossary.md#block): each thread adds what it holds, then threads exchange partial sums. Each exchange halves their number, and there are 5 within a [warp](../glossary.md#warp), then more through [shared memory](../glossary.md#shared-memory) between warps. This is a tree, the same every time. So the plain kernel gives each row a [program](../glossary.md#program):
+#
+# ```python
+# @triton.jit
+# def plain_row_sum_kernel(x_ptr, out_ptr, stride_xm, n_cols, BLOCK: tl.constexpr):
+#     row = tl.program_id(0).to(tl.int64)
+#     cols = tl.arange(0, BLOCK)
+#     x = tl.load(x_ptr + row * stride_xm + cols, mask=cols < n_cols, other=0.0)
+#     tl.store(out_ptr + row, tl.sum(x.to(tl.float32), axis=0))
+# ```
+#
+# Three things more make row sums fast at any width (what each is worth alone is not recorded):
 #
 # - **A loop** along the row adds *element by element* to a tile of accumulators. No thread waits
 #   for another; the tree comes once, at the end. Where rows are short, a program takes several.
@@ -217,14 +227,7 @@ def column_sum_kernel(
 # %% [markdown]
 # ## Everything: two stages in one launch, or atomics?
 #
-# A sum of all elements is the extreme case. Two stages again: each program adds up a chunk, then
-# the chunks are added up. A second launch would cost the host as much as the first. But *the last
-# program to arrive* can do it: each stores its sum and adds 1 to a count, an
-# [atomic](../glossary.md#atomic-operation), which returns how many came before. Which program is
-# last changes from run to run; what it adds up, and in what order, does not. Two things make that
-# sound. The addition *releases* and *acquires*: whoever reads the full count sees all sums stored
-# before. And each call has a count of its own: one that is kept would serve two streams at once.
-# To zero it is a launch too, but of PyTorch's, in C++; the host still needs less time than for column sums, two launches of Triton's.{{ claim(row("full_sum", provider="triton", n=2**29).host_us < row("column_sum", provider="triton", n_cols=8192).host_us) }}
+# A sum of all elements is the extreme case. Two stages again: each program adds up a chunk, then the chunks are added up. A second launch would cost the host as much as the first. But *the last program to arrive* can do it: each stores its sum and adds 1 to a count, an [atomic](../glossary.md#atomic-operation), which returns how many came before. Which program is last changes from run to run; what it adds up, and in what order, does not. Two things make that sound. The addition *releases* and *acquires*: whoever reads the full count sees all sums stored before. And each call has a count of its own: one that is kept would serve two streams at once. To zero it is a launch too, but of PyTorch's, in C++; the host still needs less time than for column sums, two launches of Triton's.{{ claim(row("full_sum", provider="triton", n=2**29).host_us < row("column_sum", provider="triton", n_cols=8192).host_us) }}
 #
 # The other way is shorter: each program adds its sum to the same word, in order of arrival.
 # Which is faster? And which gives the same bits twice? In float32 `(1e8 + 1) - 1e8` is 0.
@@ -269,15 +272,7 @@ def atomic_sum(x):
 # %% [markdown]
 # ## Scans: every partial result
 #
-# A cumulative sum keeps the sums on the way, $y_t = y_{t-1} + x_t$. It looks sequential and is not:
-# `tl.associative_scan(x, axis, combine)`, of which `tl.cumsum` is a case, makes a tree of that,
-# too. From block to block the kernel carries the last value. `combine` may take tuples: the **gated
-# scan** $y_t = g_t \, y_{t-1} + x_t$ is the recurrence of linear RNNs and state-space models; with
-# a gate of 0 where a segment begins it is a *segmented* sum. A step is a map $y \mapsto g y + x$.
-# Two in a row are such a map again, with the gate $g_1 g_2$ and the addend $g_2 x_1 + x_2$: `_then`
-# makes this pair. It is associative, **not** commutative; a scan needs no more. The gradient is the
-# same recurrence from the right, gates shifted by one, since $x_t$ reaches $y_t$ and through
-# $g_{t+1}$ all that follows: $dx_t = dy_t + g_{t+1} dx_{t+1}$. And $dg_t = dx_t y_{t-1}$.
+# A cumulative sum keeps the sums on the way, $y_t = y_{t-1} + x_t$. It looks sequential and is not: `tl.associative_scan(x, axis, combine)`, of which `tl.cumsum` is a case, makes a tree of that, too. From block to block the kernel carries the last value. `combine` may take tuples: the **gated scan** $y_t = g_t \, y_{t-1} + x_t$ is the recurrence of linear RNNs and state-space models; with a gate of 0 where a segment begins it is a *segmented* sum. A step is a map $y \mapsto g y + x$. Two in a row are such a map again, with the gate $g_1 g_2$ and the addend $g_2 x_1 + x_2$: `_then` makes this pair. It is [associative](../glossary.md#reduction), **not** commutative; a scan needs no more. The gradient is the same recurrence from the right, gates shifted by one, since $x_t$ reaches $y_t$ and through $g_{t+1}$ all that follows: $dx_t = dy_t + g_{t+1} dx_{t+1}$. And $dg_t = dx_t y_{t-1}$.
 
 # %% tags=["copy"]
 @triton.jit

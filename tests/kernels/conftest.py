@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -113,6 +114,21 @@ def load():
         return module
 
     return load
+
+
+@pytest.fixture
+def shown(lecture, load, tmp_path):
+    """A function that returns a kernel, by name, that the lecture shows in its prose."""
+
+    def shown(name: str):
+        page = Path(lecture.__file__).read_text(encoding="utf-8")
+        blocks = re.findall(r"(?ms)^# ```python\n(.*?)^# ```", page)
+        [block] = [block for block in blocks if f"def {name}(" in block]
+        code = "import triton\nimport triton.language as tl\n" + re.sub(r"(?m)^# ?", "", block)
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+        return getattr(load(tmp_path / f"{name}.py"), name)
+
+    return shown
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,14 @@ def assert_max(got, x):
     torch.testing.assert_close(values, want, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("n_cols", [1, 100, 1000, 1024])
+def test_the_kernel_that_the_page_shows(shown, device, n_cols):
+    x, out = randn(5, n_cols + 3, device=device)[:, :n_cols], torch.empty(5, device=device)
+    kernel, block = shown("plain_row_sum_kernel"), triton.next_power_of_2(n_cols)
+    kernel[(5,)](x, out, x.stride(0), n_cols, BLOCK=block)
+    assert_sum(out, x, -1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n_cols", WIDTHS)
 def test_row_sum_widths(lecture, device, n_cols, dtype):

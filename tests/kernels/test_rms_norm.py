@@ -6,7 +6,6 @@ Run as a script, the file compiles the forward of long rows for sm_90 without a 
 import itertools
 import json
 import math
-import re
 import sys
 from pathlib import Path
 
@@ -107,15 +106,10 @@ def assert_gradients(got, wanted, dtype):
 
 
 @pytest.mark.parametrize("n_cols", [1, 100, 1000, 1024])
-def test_the_kernel_that_the_page_shows(lecture, load, tmp_path, device, n_cols):
-    page = Path(lecture.__file__).read_text(encoding="utf-8")
-    shown = re.search(r"(?ms)^# ```python\n(# @triton\.jit\n.*?)^# ```", page)[1]
-    code = "import triton\nimport triton.language as tl\n" + re.sub(r"(?m)^# ?", "", shown)
-    (tmp_path / "shown.py").write_text(code, encoding="utf-8")
+def test_the_kernel_that_the_page_shows(shown, device, n_cols):
     x = randn(5, n_cols + 3, device=device)[:, :n_cols]
     weight, y = randn(n_cols, device=device), torch.full((5, n_cols), math.nan, device=device)
-    block = triton.next_power_of_2(n_cols)
-    kernel = load(tmp_path / "shown.py").rms_norm_row_kernel
+    kernel, block = shown("rms_norm_row_kernel"), triton.next_power_of_2(n_cols)
     kernel[(5,)](x, weight, y, x.stride(0), n_cols, 1e-6, BLOCK=block)
     assert_norm(y, x, weight)
 
