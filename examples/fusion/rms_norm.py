@@ -644,6 +644,7 @@ def bench(measure):
 # {{ table("forward", where={"width": "odd or long"}) }}
 #
 # {{ figure("gradient", where={"width": "even"}, caption="With the gradient, one kernel for both sums is ahead of both rivals.") }}
+#
 # {% for r in rows("gradient", provider="triton")[:5] %}{%- for _, ratio in r.benchmark.peers(r) %}{{ claim(ratio >= 1.05) }}{% endfor %}{% endfor %}{% set ours = row("gradient", provider="triton", shape=square) %}{%- set compiled = row("gradient", provider="torch_compile", shape=square) %}Forward and backward at {{ square }}: {{ ours.ms | ms }}, {{ ours.percent | pct }} of the copy{{ claim(ours.percent >= 84) }}; torch.compile takes {{ (compiled.ms / ours.ms) | times }} as long.
 #
 # {{ table("gradient", where={"width": "odd or long"}) }}
