@@ -12,7 +12,7 @@
     if (question.includes('"')) return question;
     const words = question.replace(/['’]s(?=\s|$)/g, "").replace(/[:,;?!()[\]{}=<>@…]/g, " ");
     // alone, a letter is what a word begins with
-    return words.replace(said, "$1").replace(/(?<=\s)(\d+|\p{L})(?=\s|$)/gu, "$1^1");
+    return words.replace(said, "$1").replace(/(\s)(\d+|\p{L})(?=\s|$)/gu, "$1$2^1");
   };
   const post = Worker.prototype.postMessage;
   Worker.prototype.postMessage = function (message, ...others) {
