@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ QUEUE = 4
 REST = 5  # and so many times as long as the launch takes, which keeps it cool at full clock
 BUDGET_MS = 120.0  # GPU time spent on each provider's samples
 MIN_SAMPLES, MAX_SAMPLES = 15, 100
+HOT_HOST = 1.2  # launches back to back are timed where one takes so many times as long as the host
 HOT_MS = 400.0  # back-to-back time after which the clock has settled under the power limit
 
 _flush: torch.Tensor | None = None
@@ -79,6 +81,7 @@ def _host_us(fn: Callable[[], object], calls: int = 200) -> float:
 
 def _peak_bytes(fn: Callable[[], object]) -> int:
     """Memory that a call needs above what was allocated before it, its result included."""
+    gc.collect()  # else what was allocated before it may be freed meanwhile
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -104,7 +107,8 @@ def measure(
 
     Args:
         fns: Zero-argument functions by provider; each launches work on the current GPU.
-        hot: Also time back-to-back launches, where the power limit binds (`ms_hot`).
+        hot: Also time back-to-back launches, where the power limit binds (`ms_hot`); left out for
+            a provider whose launches the host makes hardly faster than the GPU ends them.
         memory: Also the peak memory of a call (`peak_bytes`); a provider that runs out of memory
             is left out of the result.
         host: Also the host time of a call (`host_us`, microseconds).
@@ -116,16 +120,15 @@ def measure(
     """
     results: dict[str, dict[str, float]] = {}
     estimates: dict[str, float] = {}
-    rests: dict[str, float] = {}
+    hosts: dict[str, float] = {}
     for provider, fn in fns.items():
         try:
             for _ in range(3):  # compiles, tunes, warms up
                 fn()
             torch.cuda.synchronize()
             results[provider] = {"peak_bytes": _peak_bytes(fn)} if memory else {}
-            queue = QUEUE * _host_us(fn, calls=10) / 1000
-            estimates[provider] = _estimate_ms(fn, flush, queue)
-            rests[provider] = max(queue, REST * estimates[provider])
+            hosts[provider] = _host_us(fn, calls=10) / 1000
+            estimates[provider] = _estimate_ms(fn, flush, QUEUE * hosts[provider])
         except torch.cuda.OutOfMemoryError:
             if not memory:
                 raise
@@ -140,7 +143,8 @@ def measure(
     for i in range(max(wanted.values(), default=0)):
         for provider in results:
             if i < wanted[provider]:
-                samples[provider].append(_timed(fns[provider], flush, rests[provider]))
+                rest = max(QUEUE * hosts[provider], REST * estimates[provider])
+                samples[provider].append(_timed(fns[provider], flush, rest))
         torch.cuda.synchronize()
     for provider, result in results.items():
         times = sorted(start.elapsed_time(end) for start, end in samples[provider])
@@ -150,7 +154,8 @@ def measure(
         if host:
             result["host_us"] = _host_us(fns[provider])
     if hot:
-        for provider, result in results.items():
+        for provider in (p for p in results if results[p]["ms"] > HOT_HOST * hosts[p]):
+            result = results[provider]
             result["ms_hot"] = _hot_ms(fns[provider], result["ms"])
     return results
 
