@@ -526,7 +526,12 @@ def bench(measure):
     from functools import partial
 
     import torch.nn.functional as F
+    from torch._functorch import config
     from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    config.donated_buffer = False  # a graph is kept for many calls
+    compiled = torch.compile(flex_attention, dynamic=False)
 
     def benchmark(name, title, rows, ceiling="matmul"):
         names = {"name": f"flash_backward_{name}", "title": f"Attention backward, {title}"}
@@ -542,6 +547,10 @@ def bench(measure):
     def gradient(provider, q, k, v, do, causal):
         if provider == "triton":
             out = flash_attention(q, k, v, causal=causal)
+        elif provider == "flex":
+            seen = lambda b, h, i, j: i >= j  # noqa: E731
+            sizes = (None, None, q.shape[2], k.shape[2])
+            out = compiled(q, k, v, block_mask=create_block_mask(seen, *sizes) if causal else None)
         else:
             backend = getattr(SDPBackend, f"{provider[5:]}_attention".upper())
             with sdpa_kernel(backend):
@@ -560,19 +569,21 @@ def bench(measure):
         found = []
         for seq_len in (1024, 4096, 16384):
             q, k, v, do = inputs(16384 // seq_len, 16, seq_len, head_dim)
-            peers = ("triton", "sdpa_cudnn", "sdpa_flash")
+            # flex compiles anew for each shape
+            peers = ("triton", "sdpa_cudnn", "sdpa_flash") + ("flex",) * (seq_len == 4096)
             calls = {provider: gradient(provider, q, k, v, do, causal) for provider in peers}
-            hot = (head_dim, causal, seq_len) == (128, False, 4096)
-            found += rows(q, k, causal, measure(calls, hot=hot))
+            found += rows(q, k, causal, measure(calls, hot=True))
         kind, heads = "causal" if causal else "full", f"16,384 tokens × 16 heads × {head_dim}"
         yield benchmark(f"d{head_dim}_{kind}", f"{kind}, {heads}, bfloat16", found)
 
     found = []
-    for n_queries, n_keys in ((4000, 4000), (4096, 4096), (4097, 4097), (4096, 1024)):
-        q, k, v, do = inputs(4, 16, n_queries, 128, n_keys)
-        calls = {p: gradient(p, q, k, v, do, False) for p in ("triton", "sdpa_cudnn")}
-        found += rows(q, k, False, measure(calls))
-    yield benchmark("odd", "4 × 16 heads × 128, bfloat16: whole tiles and others", found)
+    lengths = [(n, n) for n in (1000, 1024, 4096, 4097)]
+    for n_queries, n_keys in [*lengths, (4096, 1024), (4097, 1000), (1024, 4096), (1000, 4097)]:
+        q, k, v, do = inputs(round(16384 / n_queries), 16, n_queries, 128, n_keys)
+        for causal in (False, True)[: 1 + (n_keys == n_queries)]:
+            calls = {p: gradient(p, q, k, v, do, causal) for p in ("triton", "sdpa_cudnn")}
+            found += rows(q, k, causal, measure(calls))
+    yield benchmark("odd", "16 heads × 128, bfloat16: whole tiles and others", found)
 
     q, k, v, do = (x.detach() for x in inputs(4, 16, 4096, 128))
     (out, dq, dk, dv), lse = (torch.empty_like(q) for _ in range(4)), _room_for_lse(q)
@@ -602,7 +613,7 @@ def bench(measure):
     yield benchmark("memory", "with its forward, 8 heads × 128, bfloat16", found, None)
 
 # %% [markdown]
-# {{ figure("flash_backward_d128_full", caption="D = 128, full: ahead of SDPA's flash backend, which is flash attention 2, by half or more at every length; behind cuDNN. SDPA's *efficient* and *math* were not timed backward.") }}
+# {{ figure("flash_backward_d128_full", caption="D = 128, full: ahead of SDPA's flash backend, which is flash attention 2, by half or more at every length, and of FlexAttention; behind cuDNN. SDPA's efficient and math were not timed backward.") }}
 #
 # {{ figure("flash_backward_d128_causal", caption="D = 128, causal: level with cuDNN at 1,024 tokens, behind it from 4,096 on.") }}{% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for r in rows("flash_backward_" ~ kind, provider="triton") %}{{ claim(1.5 * r.ms < row("flash_backward_" ~ kind, provider="sdpa_flash", seq_len=r.seq_len).ms) }}{% if "128" in kind %}{{ claim((row("flash_backward_" ~ kind, provider="sdpa_cudnn", seq_len=r.seq_len).ms < 0.95 * r.ms) == (r.seq_len > 1024 or kind == "d128_full")) }}{% endif %}{% endfor %}{% endfor %}
 #
@@ -614,7 +625,7 @@ def bench(measure):
 # | {{ label }} {% for n in [1024, 4096, 16384] %}{% set ours = row(name, provider="triton", seq_len=n) %}{% set best = row(name, provider="sdpa_cudnn", seq_len=n) %}| {{ ours.tflops | n(0) }} ({{ (best.ms / ours.ms * 100) | pct }}) {% endfor %}|
 # {% endfor %}
 #
-# Kernel by kernel, full, at 4,096 tokens and $D = 128$, each rated by the products that it does itself; in bold what the [launch](#launch) takes. Step 1's time includes torch's kernels that compute $\delta$ and clear $dQ$:
+# {% set flex = [] %}{% set hot = [] %}{% for name in ["flash_backward_d128_full", "flash_backward_d128_causal", "flash_backward_d64_full", "flash_backward_d64_causal"] %}{% set _ = flex.append(100 * row(name, provider="flex").ms / row(name, provider="triton", seq_len=4096).ms - 100) %}{% set _ = hot.append(100 * row(name, provider="flex").ms_hot / row(name, provider="triton", seq_len=4096).ms_hot - 100) %}{% endfor %}[FlexAttention](https://docs.pytorch.org/docs/stable/nn.attention.flex_attention.html), at 4,096 tokens alone, takes {{ flex | min | n(0) }} to {{ flex | max | n(0) }} % longer than these kernels, back to back {{ hot | min | n(0) }} to {{ hot | max | n(0) }} %.{{ claim(flex | min > 10 and hot | min > 8) }} Kernel by kernel, full, at 4,096 tokens and $D = 128$, each rated by the products that it does itself; in bold what the [launch](#launch) takes. Step 1's time includes torch's kernels that compute $\delta$ and clear $dQ$:
 #
 # | kernel | queries × keys | warps | stages | products | time | TFLOP/s |
 # |---|---|---|---|---|---|---|
@@ -637,12 +648,12 @@ def bench(measure):
 #
 # {% set ours, best = row("flash_backward_d128_full", provider="triton", seq_len=16384), row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=16384) %}**cuDNN, at $D = 128$,** takes {{ (100 * row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=4096).ms / row("flash_backward_d128_full", provider="triton", seq_len=4096).ms) | pct }} of this page's time on full attention at 4,096 tokens, {{ (100 * best.ms / ours.ms) | pct }} at 16,384. No tile makes up for that. To be as fast there, seven products would have to run at {{ (best.tflops * 7 / 5) | n(0) }} TFLOP/s, and a large product of the library alone reaches {{ matmul_tflops("bfloat16", 8192) | n(0) }}.{{ claim(best.tflops * 7 / 5 > 1.03 * matmul_tflops("bfloat16", 8192)) }} Fewer products are the way: [flash attention 3](https://arxiv.org/abs/2407.08608) does five, with $dQ$ added up in memory, and starts a product while another runs, where Triton's compiler waits for $S$ before it starts $dP$. The price is the order of that sum: cuDNN's gradients [may differ from run to run](https://github.com/karpathy/llm.c/pull/652) unless it is asked for the same bits. [Gluon](hopper_attention.py) can state such an order of products, and [attention's backward on Hopper](hopper_backward.py) does.
 #
-# {% for n in [1024, 4096, 16384] %}{% for kind in ["full", "causal"] %}{{ claim(row("flash_backward_d64_" ~ kind, provider="sdpa_cudnn", seq_len=n).ms / row("flash_backward_d64_" ~ kind, provider="triton", seq_len=n).ms > 1.05 * row("flash_backward_d128_" ~ kind, provider="sdpa_cudnn", seq_len=n).ms / row("flash_backward_d128_" ~ kind, provider="triton", seq_len=n).ms) }}{% endfor %}{{ claim((row("flash_backward_d64_causal", provider="triton", seq_len=n).ms < row("flash_backward_d64_causal", provider="sdpa_cudnn", seq_len=n).ms) == (n < 16384)) }}{% endfor %}{% set odd, even, few = row("flash_backward_odd", provider="triton", seq_len=4097), row("flash_backward_odd", provider="triton", seq_len=4096, n_keys=4096), row("flash_backward_odd", provider="triton", n_keys=1024) %}At $D = 64$ the gap is smaller, and causal attention of up to 4,096 tokens is faster here. **Odd lengths** cost little, {{ (100 - 100 * odd.tflops / even.tflops) | pct }} for one token more than whole tiles; {{ claim(odd.tflops > 0.94 * even.tflops and few.tflops < 0.92 * even.tflops) }}**few keys** more, {{ (100 - 100 * few.tflops / even.tflops) | pct }}: a program for $dQ$ then has a short loop, and as much as ever around it. At **1,024 tokens** the loops of both kernels are short, and the rate is {{ (100 - 100 * row("flash_backward_d128_full", provider="triton", seq_len=1024).tflops / even.tflops) | pct }} lower; cuDNN's falls further.{% set short, long = row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=1024), row("flash_backward_d128_full", provider="sdpa_cudnn", seq_len=4096) %}{{ claim(short.tflops / long.tflops < row("flash_backward_d128_full", provider="triton", seq_len=1024).tflops / even.tflops) }} Full attention, $D = 128$:
+# {% for n in [1024, 4096, 16384] %}{% for kind in ["full", "causal"] %}{{ claim(row("flash_backward_d64_" ~ kind, provider="sdpa_cudnn", seq_len=n).ms / row("flash_backward_d64_" ~ kind, provider="triton", seq_len=n).ms > 1.05 * row("flash_backward_d128_" ~ kind, provider="sdpa_cudnn", seq_len=n).ms / row("flash_backward_d128_" ~ kind, provider="triton", seq_len=n).ms) }}{% endfor %}{{ claim((row("flash_backward_d64_causal", provider="triton", seq_len=n).ms < row("flash_backward_d64_causal", provider="sdpa_cudnn", seq_len=n).ms) == (n < 16384)) }}{% endfor %}{% set short, even = row("flash_backward_odd", provider="triton", seq_len=1024, n_keys=1024, causal=False), row("flash_backward_odd", provider="triton", seq_len=4096, n_keys=4096, causal=False) %}{% set few, many = row("flash_backward_odd", provider="triton", seq_len=4096, n_keys=1024), row("flash_backward_odd", provider="triton", seq_len=1024, n_keys=4096) %}{% set lost = [] %}{% for (m, n), (a, b) in [((1000, 1000), (1024, 1024)), ((4097, 4097), (4096, 4096)), ((4097, 1000), (4096, 1024)), ((1000, 4097), (1024, 4096))] %}{% for causal in [false, true] if m == n or not causal %}{% set _ = lost.append(100 - 100 * row("flash_backward_odd", provider="triton", seq_len=m, n_keys=n, causal=causal).tflops / row("flash_backward_odd", provider="triton", seq_len=a, n_keys=b, causal=causal).tflops) %}{% endfor %}{% endfor %}At $D = 64$ the gap is smaller, and causal attention of up to 4,096 tokens is faster here. **Odd lengths** cost {{ lost | min | n(0) }} to {{ lost | max | n(0) }} % of the rate of whole tiles beside them.{{ claim(0 < lost | min and lost | max < 8) }} **Few keys** cost more, {{ (100 - 100 * few.tflops / even.tflops) | pct }}: a program for $dQ$ then has a short loop, and as much as ever around it; few queries {{ (100 - 100 * many.tflops / even.tflops) | pct }}.{{ claim(few.tflops < 0.92 * even.tflops and few.tflops < many.tflops < even.tflops) }} At **1,024 tokens** the loops of both kernels are short, and the rate is {{ (100 - 100 * short.tflops / even.tflops) | pct }} lower; cuDNN's falls further.{{ claim(row("flash_backward_odd", provider="sdpa_cudnn", seq_len=1024, n_keys=1024, causal=False).tflops / row("flash_backward_odd", provider="sdpa_cudnn", seq_len=4096, n_keys=4096, causal=False).tflops < short.tflops / even.tflops) }} TFLOP/s, $D = 128$, and in brackets cuDNN's:
 #
-# | queries × keys | TFLOP/s | cuDNN |
+# | queries × keys | full | causal |
 # |---|---|---|
-# {% for m, n in [(4096, 4096), (4000, 4000), (4097, 4097), (4096, 1024)] %}
-# | {{ "{:,} × {:,}".format(m, n) }} {% for p in ["triton", "sdpa_cudnn"] %}| {{ row("flash_backward_odd", provider=p, seq_len=m, n_keys=n).tflops | n(0) }} {% endfor %}|
+# {% for m, n in [(1024, 1024), (1000, 1000), (4096, 4096), (4097, 4097), (4096, 1024), (4097, 1000), (1024, 4096), (1000, 4097)] %}
+# | {{ "{:,} × {:,}".format(m, n) }} {% for causal in [false, true] %}| {% if m == n or not causal %}{% set where = {"seq_len": m, "n_keys": n, "causal": causal} %}{{ row("flash_backward_odd", provider="triton", **where).tflops | n(0) }} ({{ row("flash_backward_odd", provider="sdpa_cudnn", **where).tflops | n(0) }}) {% else %}– {% endif %}{% endfor %}|
 # {% endfor %}
 #
 # ## What to remember
