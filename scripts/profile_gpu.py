@@ -51,7 +51,7 @@ PROFILED = {
     ],
     "fusion/reductions": [
         ("row_max", {"n_cols": 256}, ("triton", "triton_read")),
-        ("logsumexp", {"n_cols": 4096}, ("triton", "triton_read")),
+        ("logsumexp", {"n_cols": 256}, ("triton", "triton_read")),
     ],
 }
 

@@ -188,8 +188,11 @@ def test_logsumexp(lecture, device, shape, dtype):
     x = (randn(*shape, device=device) * 50).to(dtype)
     x[1:2] = -torch.inf
     x[2:3, 7:] = -torch.inf
-    want = x.float().logsumexp(-1)
-    torch.testing.assert_close(lecture.row_logsumexp(x), want, rtol=1e-5, atol=1e-5)
+    x[3:4, -1], x[4:5, 0], x[5:6, :2], x[5:6, 0] = torch.inf, torch.nan, torch.inf, torch.nan
+    x[6:7] = torch.finfo(dtype).max
+    want = x.double().logsumexp(-1).float()
+    got = lecture.row_logsumexp(x)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize(
