@@ -627,7 +627,7 @@ if __name__ == "__main__":
 #
 # 1. A reduction costs a read. Combine in registers, element by element; build one tree, at the end.
 # 2. A scan takes any associative rule; a reduction's must commute too, as sums and maxima do.
-# 3. Two stages add in an order that positions decide: the same bits every time, almost for free.
+# 3. Two stages add in an order that positions decide: the same bits every time, at next to no cost.
 #
 # ## Exercises
 #
