@@ -21,8 +21,8 @@ QUEUE = 4
 REST = 5  # and so many times as long as the launch takes, which keeps it cool at full clock
 BUDGET_MS = 120.0  # GPU time spent on each provider's samples
 MIN_SAMPLES, MAX_SAMPLES = 15, 100
-HOT_HOST = 1.2  # launches back to back are timed where one takes so many times as long as the host
 HOT_MS = 400.0  # back-to-back time after which the clock has settled under the power limit
+AHEAD = 5  # launches that must still be queued when the last of them was queued
 
 _flush: torch.Tensor | None = None
 
@@ -54,9 +54,13 @@ def _estimate_ms(fn: Callable[[], object], flush: bool, rest: float) -> float:
     return start.elapsed_time(end)
 
 
-def _hot_ms(fn: Callable[[], object], estimate: float) -> float:
-    """Mean time of launches back to back, once the clock has settled."""
-    count = max(10, int(HOT_MS / estimate))
+def _hot_ms(fn: Callable[[], object], estimate: float) -> float | None:
+    """Mean time of launches back to back, once the clock has settled; None if the GPU had to wait.
+
+    Where the host takes longer for a launch than the GPU, its last launch ends soon after it was
+    queued, and the time would be the host's.
+    """
+    count = max(2 * AHEAD, int(HOT_MS / estimate))
     for _ in range(count):
         fn()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -64,8 +68,11 @@ def _hot_ms(fn: Callable[[], object], estimate: float) -> float:
     for _ in range(count):
         fn()
     end.record()
+    queued = time.perf_counter()
     end.synchronize()
-    return start.elapsed_time(end) / count
+    behind_ms = (time.perf_counter() - queued) * 1000
+    mean_ms = start.elapsed_time(end) / count
+    return mean_ms if behind_ms > AHEAD * mean_ms else None
 
 
 def _host_us(fn: Callable[[], object], calls: int = 200) -> float:
@@ -108,7 +115,7 @@ def measure(
     Args:
         fns: Zero-argument functions by provider; each launches work on the current GPU.
         hot: Also time back-to-back launches, where the power limit binds (`ms_hot`); left out for
-            a provider whose launches the host makes hardly faster than the GPU ends them.
+            a provider whose launches take the host longer than the GPU.
         memory: Also the peak memory of a call (`peak_bytes`); a provider that runs out of memory
             is left out of the result.
         host: Also the host time of a call (`host_us`, microseconds).
@@ -154,9 +161,9 @@ def measure(
         if host:
             result["host_us"] = _host_us(fns[provider])
     if hot:
-        for provider in (p for p in results if results[p]["ms"] > HOT_HOST * hosts[p]):
-            result = results[provider]
-            result["ms_hot"] = _hot_ms(fns[provider], result["ms"])
+        for provider, result in results.items():
+            if (ms_hot := _hot_ms(fns[provider], result["ms"])) is not None:
+                result["ms_hot"] = ms_hot
     return results
 
 
@@ -196,8 +203,11 @@ def matmul_ceiling() -> list[dict[str, float | str]]:
         for n in ns:
             timing = measure({"matmul": _matmul(dtype, n)}, hot=True)["matmul"]
             tflop = 2 * n**3 * 1e-12
-            cool, hot = (tflop / (timing[key] * 1e-3) for key in ("ms", "ms_hot"))
-            points.append({"dtype": dtype, "n": n, "tflops": cool, "tflops_hot": hot})
+            rates = {"ms": "tflops", "ms_hot": "tflops_hot"}
+            rates = {
+                rate: tflop / (timing[ms] * 1e-3) for ms, rate in rates.items() if ms in timing
+            }
+            points.append({"dtype": dtype, "n": n, **rates})
     return points
 
 
