@@ -46,6 +46,8 @@ syllabus: list[tuple]  # the parts' titles and pages, in order
 _BODY = re.compile(r'<script type="text/markdown">(.*)</script>', re.S)
 _OUTSIDE = re.compile(r'<a (?=href="https?://)')
 _MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
+# a formula and the punctuation at it, which no line may part
+_BESIDE_MATH = re.compile(r'[(\[“]*<span class="math">(?:(?!</span>).)*</span>[)\]”,.;:!?]+', re.S)
 
 
 def on_config(config):
@@ -259,4 +261,5 @@ def on_page_content(content, page, config, files):
             return f"<{tag}><code>{html.escape(latex)}</code></{tag}>"
 
     content = _OUTSIDE.sub('<a rel="external" ', content)
-    return site.fill(_MATH.sub(formula, content), "html")
+    content = _BESIDE_MATH.sub(r'<span class="nobr">\g<0></span>', _MATH.sub(formula, content))
+    return site.fill(content, "html")

@@ -11,6 +11,9 @@ from xml.etree import ElementTree
 
 import latex2mathml.converter
 
+_SPACE = "http://www.w3.org/1998/Math/MathML"
+ElementTree.register_namespace("", _SPACE)
+_OPENS = set("([{|=<>≤≥,+-−±·×∈→")  # behind these a sign belongs to what follows
 # elements of MathML that need so many children
 _ARITY = {"mfrac": 2, "mroot": 2, "msup": 2, "msub": 2, "mover": 2, "munder": 2}
 _ARITY |= {"msubsup": 3, "munderover": 3}
@@ -40,6 +43,18 @@ def to_mathml(latex: str, display: bool) -> str:
         tree = ElementTree.fromstring(mathml)
     except Exception as error:
         raise MathError(f"not understood ({type(error).__name__})") from error
+    for row in tree.iter():
+        before = None
+        for element in row:
+            text, operator = (element.text or "").strip(), element.tag == f"{{{_SPACE}}}mo"
+            if operator and text == "∞":
+                element.tag = f"{{{_SPACE}}}mi"
+            elif operator and text == "|":
+                element.attrib |= {"lspace": "0", "rspace": "0"}
+            elif operator and text in "-−+" and before in _OPENS:
+                element.set("form", "prefix")
+            before = text
+    mathml = ElementTree.tostring(tree, encoding="unicode")
     # MathML Core, which Chromium follows, has no columnalign
     for side in ("left", "right"):
         style = f'style="text-align: {side}; padding-{side}: 0"'

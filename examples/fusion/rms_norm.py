@@ -12,7 +12,7 @@
 # Before each attention and each MLP, a transformer brings its activations back to one scale. Models such as [Llama](https://arxiv.org/abs/2302.13971) use RMSNorm ([Zhang and Sennrich, 2019](https://arxiv.org/abs/1910.07467)): divide a row by its root mean square, multiply each column by a learned weight,
 #
 # $$
-# y_i = x_i \, r \, w_i, \qquad r = \Bigl( \frac{1}{n} \sum_{j} x_j^2 + \varepsilon \Bigr)^{-1/2} .
+# y_i = x_i \, r \, w_i, \qquad r = \frac{1}{\sqrt{\frac{1}{n} \sum_{j} x_j^2 + \varepsilon}} .
 # $$
 #
 # Forward, that is one reduction along each row, as in [softmax](softmax.py). The gradient is where libraries lose: it needs a sum along each **row** for $dx$ and, at the same time, a sum down each **column** for $dw$. **Can one kernel do both, and read everything once?**
