@@ -119,7 +119,7 @@ if __name__ == "__main__":
 # Now 128 queries at once. A [program](../glossary.md#program) owns a tile of `BLOCK_M` queries of
 # one head. It loads them once, walks over keys and values by `BLOCK_N`, and writes its output last.
 #
-# {{ diagram("flash_tiles") }}
+# {{ diagram("flash_tiles") }} (Step 1 still visits every tile and masks each; the two stages come with [step 2](#step-2-five-changes).)
 #
 # `tl.dot` multiplies two blocks on the [tensor cores](../glossary.md#tensor-core): 16-bit numbers
 # in, 32-bit sums out. (Of float32 inputs it would make [TF32](../glossary.md#tf32), so `flash_attention`
@@ -277,12 +277,12 @@ def flash_attention_kernel(
 # %% [markdown]
 # The `if` in the loop is where the two stages part: all threads of a program take the same side,
 # and most blocks pay one comparison. The running maximum is kept in units of the exponent, already
-# scaled. The [log-sum-exp](../glossary.md#log-sum-exp) $m + \ln l$ of a row is all that a backward pass needs to rebuild its row
+# scaled. The [log-sum-exp](../glossary.md#log-sum-exp) $m + \ln\, l$ of a row is all that a backward pass needs to rebuild its row
 # of $P$.
 #
 # ## Step 3: what each change is worth
 #
-# `without` undoes changes: it puts the lines of before back into the kernel's source. Undo the last
+# `without` undoes changes: it puts the former lines back into the kernel's source. Undo the last
 # one, the last two, and so on. Before you look: which gains most, full and causal?
 
 # %%
@@ -333,7 +333,7 @@ def without(*changes: str):
 #
 # The host makes the descriptors. A head dimension between two of `TILES` takes the wider: the copy
 # engine loads zeros for the columns that are missing, and stores none of them. The tiles come from
-# trying others on this page's GPU. For an A100 or an RTX 40, without a copy engine, Triton turns
+# trying others on this page's GPU: at $D = 64$ 64 queries and 128 keys, which read more out of L2, but not more than it gives. For an A100 or an RTX 40, without a copy engine, Triton turns
 # descriptors into ordinary loads, and all tiles fit the [smaller shared memory](../faq.md#out-of-resource-shared-memory-required-hardware-limit): we compiled that and did not run it.
 
 # %% tags=["copy"]
@@ -593,7 +593,7 @@ def bench(measure):
 #
 # ## Is it fast?
 #
-# Sixteen heads, and as many sequences as make 16,384 tokens. Causal attention counts half the operations. Peers are SDPA's backends: [cuDNN](../glossary.md#cudnn), which torch [takes by itself](../why_triton.md#4-a-library-or-cuda-for-what-remains) on this GPU, and *flash*, the library of flash attention 2. The figures show single launches, [cool](../glossary.md#cool-and-hot); the table adds the rate of launches back to back, at the lower clock of long work. Before you look: why will short sequences be slower, and causal ones?
+# Sixteen heads, and as many sequences as make 16,384 tokens. Causal attention counts half the operations. Peers are SDPA's backends: [cuDNN](../glossary.md#cudnn), which torch [takes by itself](../why_triton.md#4-a-library-or-cuda-for-what-remains) on this GPU, and *flash*, the library of flash attention 2. The figures show single launches, [cool](../glossary.md#cool-and-hot); dashed lines are a large product of the library, [cuBLAS](../glossary.md#cublas), cool and back to back. The table adds the rate of launches back to back, at the lower clock of long work. Before you look: why will short sequences be slower, and causal ones?
 #
 # {{ figure("attention_d128_full", providers=["triton", "triton_first", "sdpa_cudnn", "sdpa_flash"], caption="D = 128, full: at every length ahead of flash attention 2, behind cuDNN.") }}
 #
@@ -613,19 +613,19 @@ def bench(measure):
 # | | 1,024 tokens | 4,096 tokens | 16,384 tokens |
 # |---|---|---|---|
 # {% for name, label in [("attention_d128_full", "D = 128, full"), ("attention_d128_causal", "D = 128, causal"), ("attention_d64_full", "D = 64, full"), ("attention_d64_causal", "D = 64, causal")] %}
-# | {{ label }} {% for n in [1024, 4096, 16384] %}{% set ours = row(name, provider="triton", seq_len=n) %}{% set best = row(name, provider="sdpa_cudnn", seq_len=n) %}| {{ ours.tflops | n(0) }} / {{ ours.tflops_hot | n(0) }} ({{ (best.ms / ours.ms * 100) | pct }}) {% endfor %}|
+# | {{ label }} {% for n in [1024, 4096, 16384] %}{% set ours = row(name, provider="triton", seq_len=n) %}{% set best = row(name, provider="sdpa_cudnn", seq_len=n) %}| {{ ours.tflops | n(0) }}&nbsp;/&nbsp;{{ ours.tflops_hot | n(0) }} ({{ (best.ms / ours.ms * 100) | pct }}) {% endfor %}|
 # {% endfor %}
 #
-# Back to back cuDNN is ahead or level everywhere, at $D = 64$ too. SDPA's third kernel, *efficient*, is slower than *flash* at each of these sizes: {{ row("attention_d128_full", provider="sdpa_efficient", seq_len=4096).tflops | n(0) }} TFLOP/s at 4,096 tokens and $D = 128$, where *flash* has {{ row("attention_d128_full", provider="sdpa_flash", seq_len=4096).tflops | n(0) }}. *math*, which stores the matrix, has {{ row("attention_memory", provider="sdpa_math", seq_len=4096).tflops | n(0) }} there, with eight heads. These figures are of bfloat16; float16 is checked above, and not timed.{{ claim(row("attention_memory", provider="sdpa_math", seq_len=4096).tflops < 0.2 * row("attention_d128_full", provider="sdpa_efficient", seq_len=4096).tflops) }}
+# Back to back cuDNN is ahead or level everywhere, at $D = 64$ too: {{ row("attention_d64_full", provider="sdpa_cudnn", seq_len=4096).ms_hot | ms }} for full attention of 4,096 tokens, where our kernel takes {{ row("attention_d64_full", provider="triton", seq_len=4096).ms_hot | ms }}. SDPA's third kernel, *efficient*, is slower than *flash* at each of these sizes: {{ row("attention_d128_full", provider="sdpa_efficient", seq_len=4096).tflops | n(0) }} TFLOP/s at 4,096 tokens and $D = 128$, where *flash* has {{ row("attention_d128_full", provider="sdpa_flash", seq_len=4096).tflops | n(0) }}. *math*, which stores the matrix, has {{ row("attention_memory", provider="sdpa_math", seq_len=4096).tflops | n(0) }} there, with eight heads. These figures are of bfloat16; float16 is checked above, and not timed.{{ claim(row("attention_memory", provider="sdpa_math", seq_len=4096).tflops < 0.2 * row("attention_d128_full", provider="sdpa_efficient", seq_len=4096).tflops) }}
 #
 # ## Where it loses, and why
 #
 # {% set ours, best = row("attention_d128_full", provider="triton", seq_len=4096), row("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}{% set ours64, best64 = row("attention_d64_full", provider="triton", seq_len=4096), row("attention_d64_full", provider="sdpa_cudnn", seq_len=4096) %}
-# **cuDNN, at $D = 128$.** It takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time on full attention at 4,096 tokens. A program issues $QK^\top$, waits for it, computes 128 × 64 exponentials, issues $PV$. While it computes them, the tensor cores have work only from the other program on the multiprocessor, and nobody sees to it that the two take turns. {% set seen, theirs = profile("attention_d128_full", provider="triton", seq_len=4096), profile("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}NVIDIA's profiler sees them busy for {{ seen.tensor | pct }} of the cycles, in cuDNN's kernel for {{ theirs.tensor | pct }}.{{ claim(seen.tensor < 0.85 * theirs.tensor) }} [Flash attention 3](https://arxiv.org/abs/2407.08608) does: one group of warps multiplies while another exponentiates, and each issues its next $QK^\top$ before the softmax of the last. Groups with roles are to be had in `tl`: [the next page](warp_specialization.py) tries them, gains {{ (100 * ours.ms / rec("attention/warp_specialization").row("roles_d128", provider="triton", seq_len=4096).ms - 100) | pct }} on full attention, and says why a kernel that masks does without them. To put a product under a softmax you need a language that says when to wait for it, such as [Gluon](hopper_attention.py), in which it passes cuDNN.{% set gluon = rec("attention/hopper_attention") %}{{ claim(gluon.row("hopper_d128_full", provider="triton", seq_len=4096).ms < 0.97 * gluon.row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096).ms) }}
+# **cuDNN, at $D = 128$.** It takes {{ (best.ms / ours.ms * 100) | pct }} of this page's time on full attention at 4,096 tokens. A program issues $QK^\top$, waits for it, computes 128 × 64 exponentials, issues $PV$. While it computes them, the tensor cores have work only from the other program on the multiprocessor, and nobody sees to it that the two take turns. {% set seen, theirs = profile("attention_d128_full", provider="triton", seq_len=4096), profile("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}NVIDIA's profiler sees the tensor cores busy for {{ seen.tensor | pct }} of the cycles, in cuDNN's kernel for {{ theirs.tensor | pct }}.{{ claim(seen.tensor < 0.85 * theirs.tensor) }} [Flash attention 3](https://arxiv.org/abs/2407.08608) sees to that: one group of warps multiplies while another exponentiates, and each issues its next $QK^\top$ before the softmax of the last. Groups with roles are to be had in `tl`: [the next page](warp_specialization.py) tries them, gains {{ (100 * ours.ms / rec("attention/warp_specialization").row("roles_d128", provider="triton", seq_len=4096).ms - 100) | pct }} on full attention, and says why a kernel that masks does without them. To put a product under a softmax you need a language that says when to wait for it, such as [Gluon](hopper_attention.py), in which it passes cuDNN.{% set gluon = rec("attention/hopper_attention") %}{{ claim(gluon.row("hopper_d128_full", provider="triton", seq_len=4096).ms < 0.97 * gluon.row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096).ms) }}
 #
 # {{ profile_source() }}
 #
-# **[Triton's own tutorial](https://triton-lang.org/main/getting-started/tutorials/06-fused-attention.html)**, measured apart from this recording (2026-11-21, same card and versions), reached 586 TFLOP/s on full attention at $D = 128$ and 4,096 tokens, 633 at 16,384: {{ (100 * 586 / ours.tflops - 100) | n(0) }} % and {{ (100 * 633 / row("attention_d128_full", provider="triton", seq_len=16384).tflops - 100) | n(0) }} % more than this page's kernel{{ claim(586 > ours.tflops and 633 > row("attention_d128_full", provider="triton", seq_len=16384).tflops) }}. Its warps can have [roles](warp_specialization.py).
+# **[Triton's own tutorial](https://triton-lang.org/main/getting-started/tutorials/06-fused-attention.html)**, measured apart from this recording (2026-11-21, same card and versions), reached 586 TFLOP/s on full attention at $D = 128$ and 4,096 tokens, 633 at 16,384: {{ (100 * 586 / ours.tflops - 100) | n(0) }} % and {{ (100 * 633 / row("attention_d128_full", provider="triton", seq_len=16384).tflops - 100) | n(0) }} % more than this page's kernel{{ claim(586 > ours.tflops and 633 > row("attention_d128_full", provider="triton", seq_len=16384).tflops) }}. Among the launches that it tries are such whose warps have [roles](warp_specialization.py).
 #
 # **The exponential, at $D = 64$.** A score costs half the products and the same exponential, of which a multiprocessor does [16 a cycle](https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions). So the rate falls, from {{ ours.tflops | n(0) }} to {{ ours64.tflops | n(0) }} TFLOP/s at 4,096 tokens, and cuDNN's falls further, from {{ best.tflops | n(0) }} to {{ best64.tflops | n(0) }}.{{ claim(ours64.tflops < 0.9 * ours.tflops and best64.tflops / best.tflops < 0.95 * ours64.tflops / ours.tflops) }}
 #
