@@ -47,6 +47,7 @@ MATERIAL_SCHEMES = {"light": "default", "dark": "slate"}
 # provider -> (name in legends and tables, series colour)
 PROVIDERS = {
     "triton": ("Triton", "a"),
+    "triton_read": ("Triton, read", "e"),
     "torch": ("torch", "b"),
     "torch_compile": ("torch.compile", "c"),
     "torch_unfused": ("torch, unfused", "f"),
@@ -54,7 +55,7 @@ PROVIDERS = {
     "sdpa_cudnn": ("SDPA cuDNN", "d"),
     "sdpa_flash": ("SDPA flash", "b"),
     "sdpa_efficient": ("SDPA efficient", "e"),
-    "sdpa_math": ("SDPA math", "f"),
+    "sdpa_math": ("SDPA math", "g"),
 }
 # rungs of a ladder, in the order of their appearance; never Triton's own colour
 _RUNGS = "ecfgdb"
