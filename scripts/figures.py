@@ -91,6 +91,14 @@ def human(value, key: str = "") -> str:
     return f"{value:,}"
 
 
+def exact(value, key: str = "") -> str:
+    """A size for tables, where 1,024 may stand beside 1,000: below a million as it is, not 1k."""
+    sized = isinstance(value, int) and not isinstance(value, bool) and value < 1 << 20
+    if sized and not ("bytes" in key or "working_set" in key):
+        return f"{value:,}"
+    return human(value, key)
+
+
 def number(value: float, y: str) -> str:
     """A value of the y axis, for tables and alt texts; its unit stands in the label."""
     if y == "peak_bytes":
@@ -161,7 +169,7 @@ class Chart:
         for x in self.xs:
             values = [line.get(x) for line in self.lines.values()]
             cells = [number(getattr(row, self.y), self.y) if row else "–" for row in values]
-            body.append([human(x, self.benchmark.x), *cells])
+            body.append([exact(x, self.benchmark.x), *cells])
         return header, body
 
     def alt(self) -> str:

@@ -629,7 +629,7 @@ def _cell(value, column: str) -> str:
         return rows.format_pct(value)
     if column in ("bytes", "peak_bytes"):
         return rows.format_bytes(value)
-    return rows.significant(value) if isinstance(value, float) else figures.human(value, column)
+    return rows.significant(value) if isinstance(value, float) else figures.exact(value, column)
 
 
 def _html_table(header: list[str], body: list[list[str]]) -> str:
