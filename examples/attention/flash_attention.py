@@ -331,10 +331,7 @@ def without(*changes: str):
 #
 # ## Launch
 #
-# The host makes the descriptors. A head dimension between two of `TILES` takes the wider: the copy
-# engine loads zeros for the columns that are missing, and stores none of them. The tiles come from
-# trying others on this page's GPU: at $D = 64$ 64 queries and 128 keys, which read more out of L2, but not more than it gives. For an A100 or an RTX 40, without a copy engine, Triton turns
-# descriptors into ordinary loads, and all tiles fit the [smaller shared memory](../faq.md#out-of-resource-shared-memory-required-hardware-limit): we compiled that and did not run it.
+# The host makes the descriptors. A head dimension between two of `TILES` takes the wider: the copy engine loads zeros for the columns that are missing, and stores none of them. The tiles come from trying others on this page's GPU: at $D = 64$ 64 queries and 128 keys, which read more out of L2, but not more than it gives. For an A100 or an RTX 40, without a copy engine, Triton turns descriptors into ordinary loads, and all tiles fit the [smaller shared memory](../faq.md#out-of-resource-shared-memory-required-hardware-limit): we compiled that and did not run it.
 
 # %% tags=["copy"]
 # HEAD_DIM: BLOCK_M, BLOCK_N, num_warps, num_stages

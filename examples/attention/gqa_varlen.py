@@ -85,8 +85,8 @@ def flash_attention_varlen_reference(
 #
 # {{ diagram("gqa_varlen_slots") }}
 #
-# A sequence has as many slots as tiles, or one more. In all: $\lfloor c / B \rfloor$ for $c$ rows
-# in all, plus one a sequence, as the host knows from shapes. Programs of empty slots return at once.
+# A sequence has as many slots as tiles, or one more. In all, for $c$ rows: $\lfloor c / B \rfloor$
+# plus one a sequence, as the host knows from shapes. Programs of empty slots return at once.
 #
 # Which sequence is a slot's? A program searches `cu_seqlens` by halving, with one load a step: four loads for 16 sequences. Why not load all starts in one go, and count those that are not past the slot? That waits only once. But a sum over a block passes through [shared memory](../glossary.md#shared-memory), and then the compiler cannot tell that all threads hold the same number. What it knows to be the same, as a load from one address is, it keeps in *uniform* [registers](../glossary.md#register), one copy for each [warp](../glossary.md#warp). The rest takes registers of every thread: after such a sum all addresses and loop bounds do, and the forward [spills](../glossary.md#spill).
 

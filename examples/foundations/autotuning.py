@@ -118,7 +118,8 @@ def _launch(kernel, a, b, c, **config):
 # The rest are alternatives. A `triton.Config` holds constexpr arguments, `num_warps` and
 # `num_stages`; nine tiles, two numbers of warps and four of stages make 72. `fits` drops what
 # arithmetic rules out, before it is even compiled. `estimate` sorts the others: so many [waves](../glossary.md#wave)
-# of programs, each as long as the longer of its loads and its products; the first `top_k` run.
+# of programs, each as long as the longer of its loads and its products,
+# and a little shorter for each stage; the first `top_k` run.
 
 
 # %%
@@ -286,7 +287,7 @@ def resources(compiled):
 # is what a key is for: **the best configuration is the best for a size**, a dtype, a layout, a GPU,
 # a version of Triton.
 #
-# ### A kernel where it hardly matters
+# ### A kernel where it matters less
 #
 # Add a bias to each row of 8192 × 8192, cut off below zero. Predict the spread.
 
@@ -318,7 +319,7 @@ def bias_relu(kernel, x, bias, out, **config):
 #
 # {% set flat = rows("bias_relu_sweep") | selectattr("per_thread", "ge", 8) | map(attribute="percent") | list %}
 # {% set thin = rows("bias_relu_sweep") | selectattr("per_thread", "lt", 8) | map(attribute="percent") | list %}
-# Of the {{ flat | length }} blocks that give each thread eight elements or more (16 bytes to load), all
+# From {{ thin | min | pct }} to {{ flat | max | pct }} of a copy: a bad block costs as much as before, but half of the blocks are about as good as the best. Of the {{ flat | length }} blocks that give each thread eight elements or more (16 bytes to load), all
 # lie between {{ flat | min | pct }} and {{ flat | max | pct }} of a copy, whatever their
 # shape{{ claim((flat | min) > 90) }}. With less, programs are too small to be started in time, or
 # threads have too little to load{{ claim((thin | max) < 92) }}. Each byte is read once, so there is
@@ -344,7 +345,7 @@ def bias_relu(kernel, x, bias, out, **config):
 #   in 16 threads, all of it is done in {{ (threads.ms / 1e3) | n(1) }} s instead of
 #   {{ (cold.ms / 1e3) | n(1) }}{{ claim(threads.ms < 0.8 * cold.ms) }}: the tuner's `warmup`, inside
 #   `triton.AsyncCompileMode(ThreadPoolExecutor())`.
-# - **Neither**: {{ saved.ms | n(1) }} ms with timings on disk, {{ fixed.ms | n(1) }} with one configuration and no tuner (`fixed`){{ claim(saved.ms < 100 and fixed.ms < 100) }}.
+# - **Neither**: {{ saved.ms | n(1) }} ms with timings on disk, {{ fixed.ms | n(1) }} with one configuration and no tuner (`fixed`), one call each, so not to be compared{{ claim(saved.ms < 100 and fixed.ms < 100) }}.
 #
 # The first guess loses {{ (first.ms - best) | ms }} a call, so measuring pays for itself after
 # {{ (again.ms / (first.ms - best)) | n }} calls: nothing for a training run, too much for a script. On a server
@@ -557,9 +558,9 @@ if __name__ == "__main__":
 # {% set peer = row("matmul", provider="cublas", n=4096) %}
 # At 4,096 the table gives {{ ours.tflops | tflops }}, the first guess
 # {{ guess.tflops | n }}{{ claim(ours.tflops > 1.5 * guess.tflops) }}, cuBLAS
-# {{ peer.tflops | n }}{{ claim(0.9 < peer.ms / ours.ms < 1) }}. **The library wins** here, the table at 512{{ claim(row("matmul", provider="triton", n=512).ms < row("matmul", provider="cublas", n=512).ms) }}. It is a table for one chip: an RTX 40 has no room for its first row. And it wants many rows: 16 fill a quarter of the smallest tile, and may make too few programs for the SMs ([split](../patterns.md#split)).
+# {{ peer.tflops | n }}{{ claim(0.9 < peer.ms / ours.ms < 1) }}. **The library wins** here, the table at 512 on the GPU, which the host's time hides{{ claim(row("matmul", provider="triton", n=512).ms < row("matmul", provider="cublas", n=512).ms) }}. It is a table for one chip: an RTX 40 has no room for its first row. And it wants many rows: 16 fill a quarter of the smallest tile, and may make too few programs for the SMs ([split](../patterns.md#split)).
 #
-# Each decorator costs host time on each call: the first guess has one, the tuned kernel two{{ claim(row("matmul", provider="triton_autotuned", n=512).host_us > row("matmul", provider="triton_first_guess", n=512).host_us + 2) }}. `matmul` (Triton) has none; it checks its arguments and allocates the result.
+# Each decorator costs host time on each call: the first guess has one, the tuned kernel two{{ claim(row("matmul", provider="triton_autotuned", n=512).host_us > row("matmul", provider="triton_first_guess", n=512).host_us + 2) }}. `matmul` (Triton) has none; it checks its arguments and allocates the result, which costs more than a decorator.{{ claim(row("matmul", provider="triton", n=512).host_us > row("matmul", provider="triton_first_guess", n=512).host_us) }}
 #
 # {{ table("matmul", where={"n": 512}, columns=["provider", "host_us", "us"]) }}
 #
@@ -574,13 +575,13 @@ if __name__ == "__main__":
 #
 # ??? question "1 (easy): which of the 72 does `fits` drop, and why?"
 #     ??? success "Answer"
-#         18. All eight of 256 × 256; 128 × 256 and 256 × 128 with 4 warps, eight: 256 sums a thread
-#         or more. And these two with 8 warps and 5 stages, 240 KiB of shared memory.
+#         Eighteen: all eight of 256 × 256; 128 × 256 and 256 × 128 with 4 warps, eight: 256 sums a
+#         thread or more. And these two with 8 warps and 5 stages, 240 KiB of shared memory.
 #
 # ??? question "2 (medium): add `BLOCK_K` 32 and 128 for 128 × 256, 8 warps. What fits, what wins?"
 #     ??? success "Answer"
 #         128 only with 2 stages, 192 KiB, and it loses: one stage ahead hides little (64 with 2 takes {{ (row("matmul_sweep", n=4096, tile="128 × 256", num_warps=8, num_stages=2).ms / row("matmul_sweep", n=4096, tile="128 × 256", num_warps=8, num_stages=3).ms) | times }} as long as with 3).
-#         32 fits with up to 9 stages; 8, the bytes of 4 of 64 in twice the turns, come close.
+#         32 fits with up to 9 stages; eight take the bytes of four of 64, in twice as many turns.
 #
 # ??? question "3 (hard): `restore_value` blurs the clock. Tune in place without it, safely."
 #     ??? success "Answer"
@@ -590,7 +591,7 @@ if __name__ == "__main__":
 # ## Use it in your project
 #
 # ```python
-# from autotuning import fits, matmul, resources
+# from autotuning import matmul, resources  # `resources`: in the whole lecture's file
 #
 # c = matmul(a, b)  # no search; differentiable
 # print(resources(my_kernel[grid](...)))  # registers, spills, shared memory, programs on an SM

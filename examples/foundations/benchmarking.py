@@ -20,7 +20,7 @@
 # The first answer to a time is arithmetic, not a better clock. A softmax must read each element and
 # write each result: 8 bytes for a float32. A copy of as many takes {{ truth.floor_ms | ms }}, the
 # [floor](../glossary.md#floor); a time below it is a mistake, in the timing or in the kernel. Seven
-# ways to err follow, each made on purpose and measured; then 30 lines that make none, and three
+# ways to err follow, each made on purpose and measured; then 30 lines that avoid them, and three
 # tools that exist already.
 
 # %% tags=["copy"]
@@ -321,7 +321,7 @@ if __name__ == "__main__":
 # [`measure`](https://github.com/triton-lectures/triton-lectures/blob/main/scripts/measure.py), with
 # more samples, and on demand host time, peak memory and the time when hot.
 #
-# ## Rightly: three tools that exist
+# ## Three tools that exist, and what each answers
 #
 # **`triton.testing.do_bench(fn)`**, of Triton's tutorials and autotuner: warm-up, events, a flush
 # before each call. It returns the mean unless asked for the median, and does not queue ahead: that
@@ -355,21 +355,21 @@ def ms_by_profiler(fn, kernel, samples=30):
 #
 # {% set ways = rows("ways", n_rows=32768) | selectattr("provider", "in", ["measure", "do bench", "graph", "profiler"]) | list %}
 # {% set cold, graph = row("ways", provider="measure", n_rows=1024), row("ways", provider="graph", n_rows=1024) %}
-# {% set many, late = row("chain", provider="measure", launches=16), row("chain", provider="do bench", launches=16) %}
+# {% set many, late = row("chain", provider="measure", launches=8), row("chain", provider="do bench", launches=8) %}
 # {{ claim((ways | map(attribute="ms") | max) < 1.03 * (ways | map(attribute="ms") | min)) }}
 # - **A graph overstates the speed**: caches are warm, gaps gone. At 1,024 rows it gives
 #   {{ graph.us | n(1) }} µs, {{ (cold.ms / graph.ms) | times }} the speed of the cold
-#   kernel.{{ claim(graph.ms < 0.8 * cold.ms) }} Replayed work has no gaps either; whether it finds its data in the cache is another matter.
+#   kernel.{{ claim(graph.ms < 0.8 * cold.ms) }} If you will replay a graph, the missing gaps are real; the warm cache may not be.
 # - **Events add** {{ (row("ways", provider="measure", n_rows=8).us - row("ways", provider="profiler", n_rows=8).us) | n(1) }} µs
 #   to 8 rows: the way from mark to kernel and back. The profiler leaves out what a launch costs.
-# - **`do_bench` understates the speed** once Python is slower than the flush, here
+# - **`do_bench` understates the speed** once Python is about as slow as the flush, here
 #   {{ row("chain", provider="flush", launches=1).us | n }} µs. One launch hides behind that, a function
 #   of many does not. (One of 8 rows still gets {{ (row("ways", provider="do bench", n_rows=8).us - row("ways", provider="measure", n_rows=8).us) | n(1) }} µs more than from `measure`, where the GPU rests between flush and kernel.)
 #
 # {{ figure("chain", y="us", providers=["measure", "do bench", "graph", "profiler"],
 #    caption="Many softmaxes in a row: when Python outlasts the flush, do_bench times it.") }}
 #
-# At 16 launches `do_bench` gives {{ late.us | n }} µs; the GPU works {{ many.us | n }} of
+# At eight launches `do_bench` gives {{ late.us | n }} µs; the GPU works {{ many.us | n }} of
 # them.{{ claim(late.ms > 1.5 * many.ms) }} Triton's developers found [these errors of graph and
 # `do_bench`](https://github.com/triton-lang/triton/pull/10149) too, and added
 # `do_bench_proton`, which asks a profiler; Triton 3.7 does not have it yet. So which do you take?
@@ -383,7 +383,7 @@ def ms_by_profiler(fn, kernel, samples=30):
 #
 # ### Where `measure_ms` falls short
 #
-# It rests for 0.2 ms, or five times as long as the kernel runs. If the function's Python takes longer, the GPU waits for it after the first [event](../glossary.md#event), and the host is in the time again. (`scripts/measure.py`, which makes this site's recordings, times the host first and rests four times as long.) It always flushes: in a model, a kernel may find in the cache what the one before it wrote, and be faster. It knows one stream, and takes the clock for about 1.9 GHz. Below a few microseconds the events count; there ask the [profiler](../glossary.md#profiler).
+# It rests for 0.2 ms, or five times as long as the kernel runs. If the function's Python takes longer, the GPU waits for it after the first [event](../glossary.md#event), and the host is in the time again. (`scripts/measure.py`, which makes this site's recordings, times the host first and rests four times as long as that takes.) It always flushes: in a model, a kernel may find in the cache what the one before it wrote, and be faster. It knows one stream, and takes the clock for about 1.9 GHz. Below a few microseconds the events count; there ask the [profiler](../glossary.md#profiler).
 #
 # ### Every error, in one table: the time over that of `measure`
 #
@@ -482,7 +482,7 @@ if __name__ == "__main__":
 # An absolute [tolerance](../glossary.md#tolerance) of 0.01, the default of `triton.testing.assert_close`, passes **zeros** at
 # 16,383 columns, because probabilities are so small; the leak it passes everywhere. The defaults of
 # `torch.testing.assert_close` for float32, 10⁻⁵ plus 1.3 · 10⁻⁶ of the value, pass the leak at
-# 16,383 columns. A tolerance of 0 would fail ours, which adds in another order and is no worse.
+# 16,383 columns. A tolerance of 0 would fail ours, which adds in another order and is hardly worse.
 #
 # So ask how wrong a *good* implementation is. Compute the reference in **float64**, where its own
 # error does not matter; take the error of yours and **beside it that of torch's kernel**, on the

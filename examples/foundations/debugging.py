@@ -95,7 +95,7 @@ def breakpoint_if(condition):
 
 
 # %% [markdown]
-# - **Check inputs**: a kernel sees addresses; what it takes for granted is checked before it.
+# - **Check inputs**: a kernel sees addresses; so check what it takes for granted first.
 # - **Poison and guard**: `torch.empty` hands out used memory, often that of the test's last run,
 #   right answers included. So fill an output with NaN, and put NaN around it.
 # - **By program id**: output from all programs helps nobody. `print_if` and `breakpoint_if` take a condition, most often on the [program](../glossary.md#program) that `first_nan` named.
@@ -202,7 +202,8 @@ if __name__ == "__main__":
 #
 # ### Where it differs from a GPU
 #
-# Predict: which of these three does the interpreter get wrong, and which does only the GPU refuse?
+# Predict: bfloat16, the order of programs, `break`: which does the interpreter get wrong, and which
+# does only the GPU refuse?
 
 
 # %%
@@ -310,7 +311,7 @@ if __name__ == "__main__":
 # %% [markdown]
 # - `tl.static_print` prints while *compiling*, once, type and shape; interpreted, in each program,
 #   values. (What comes from the cache is not compiled: `TRITON_ALWAYS_COMPILE=1`.)
-# - `tl.device_print` prints while *running*, in each thread: 128 threads hold each element 32
+# - `tl.device_print` prints while *running*, in each thread: the 128 threads of a program (4 [warps](../glossary.md#warp) of 32) hold each element 32
 #   times. It writes past Python, to standard output; in a notebook often the server's terminal.
 # - The root of -36 is NaN, and nobody complained.
 #
@@ -332,7 +333,7 @@ if __name__ == "__main__":
         print(_first_match(r".*Error: CUDA.*", said))
 
 # %% [markdown]
-# A failed assert names file, line, program and thread, and ends the process's use of the GPU: every later [CUDA](../glossary.md#cuda) call fails. Run it in a script, not in the notebook that holds your data. An access to memory that nobody allocated ends it too: `an illegal memory access was encountered`. A launch [returns before its kernel has run](programming_model.py#what-happens-at-the-launch), so Python may report either at a later, innocent call. With `CUDA_LAUNCH_BLOCKING=1` before the
+# A failed assert names file, line, program (which CUDA calls a block) and thread, and ends the process's use of the GPU: every later [CUDA](../glossary.md#cuda) call fails. Run it in a script, not in the notebook that holds your data. An access to memory that nobody allocated ends it too: `an illegal memory access was encountered`. A launch [returns before its kernel has run](programming_model.py#what-happens-at-the-launch), so Python may report either at a later, innocent call. With `CUDA_LAUNCH_BLOCKING=1` before the
 # command every launch waits, and the traceback ends at the guilty one.
 #
 # **[triton-viz](https://github.com/Deep-Learning-Profiling-Tools/triton-viz)**, installed apart (`pip install triton-viz`; no GPU needed), draws in the browser which elements each load and store
@@ -498,7 +499,7 @@ if __name__ == "__main__":
 #
 # ### Room 4: where only the GPU fails
 #
-# - **A race.** *Symptom:* a wrong result, often another one in each run.
+# - **A race.** *Symptom:* a wrong result, which may differ from run to run.
 # - **TF32.** *Symptom:* a float32 product is right to three digits, and your tolerance has grown.
 # - **Too much shared memory.** *Symptom:* an error at the launch, on some GPUs.
 

@@ -351,7 +351,7 @@ def dropout_add(
 # %% [markdown]
 # ## Is it right?
 #
-# The specification tosses the coins with `philox_reference`, in PyTorch's integers. `check`, at the end of the next section, compares with it bit for bit.
+# The specification tosses the coins with `philox_reference`, in PyTorch's integers. `check`, [further down](#is-it-random), compares with it bit for bit.
 
 # %%
 def keep_reference(n, p, seed, offset=0, device="cpu", rounds=10):
@@ -597,7 +597,7 @@ def bench(measure):
 
 # %% [markdown]
 # {{ figure("forward", providers=["triton", "triton_four_a_call", "triton_one_a_call", "torch", "torch_compile"],
-#    caption="From 2²² elements on eight coins a call run at a copy's speed; one a call is bound by arithmetic.") }}
+#    caption="From 2²² elements on eight coins a call run as a copy; one waits to compute.") }}
 # {% set n = 2**27 %}{% set ours = row("forward", provider="triton", n=n) %}
 # {% set one = row("forward", provider="triton_one_a_call", n=n) %}{% set four = row("forward", provider="triton_four_a_call", n=n) %}
 # {% set eager = row("forward", provider="torch", n=n) %}{% set compiled = row("forward", provider="torch_compile", n=n) %}
