@@ -119,7 +119,9 @@ if __name__ == "__main__":
 # Now 128 queries at once. A [program](../glossary.md#program) owns a tile of `BLOCK_M` queries of
 # one head. It loads them once, walks over keys and values by `BLOCK_N`, and writes its output last.
 #
-# {{ diagram("flash_tiles") }} (Step 1 still visits every tile and masks each; the two stages come with [step 2](#step-2-five-changes).)
+# {{ diagram("flash_tiles") }}
+#
+# (Step 1 still visits every tile and masks each; the two stages come with [step 2](#step-2-five-changes).)
 #
 # `tl.dot` multiplies two blocks on the [tensor cores](../glossary.md#tensor-core): 16-bit numbers
 # in, 32-bit sums out. (Of float32 inputs it would make [TF32](../glossary.md#tf32), so `flash_attention`

@@ -183,7 +183,7 @@ def test_the_course_is_one_file_of_plain_text(site):
 
 def test_a_figure_is_its_table(site):
     text = (site / "fusion/softmax/index.html.md").read_text("utf-8")
-    header = re.search(r"\n\| n_cols \| Triton .*\n\| --- \| ---: .*\n\| 1k \| \d+ ", text)
+    header = re.search(r"\n\| n_cols \| Triton .*\n\| --- \| ---: .*\n\| 1,024 \| \d+ ", text)
     assert header and ".light.svg" not in text
 
 

@@ -10,6 +10,7 @@ QUESTIONS = {
     "column sum": ["fusion/reductions/#columns-two-stages"],
     "atomic add not deterministic": [
         "fusion/reductions/#everything-two-stages-in-one-launch-or-atomics",
+        "fusion/layer_norm/#backward-what-it-has-to-compute",
     ],
     "cumulative sum": [
         "fusion/reductions/#scans-every-partial-result",
