@@ -127,15 +127,16 @@ def measure(
     """
     results: dict[str, dict[str, float]] = {}
     estimates: dict[str, float] = {}
-    hosts: dict[str, float] = {}
+    rests: dict[str, float] = {}
     for provider, fn in fns.items():
         try:
             for _ in range(3):  # compiles, tunes, warms up
                 fn()
             torch.cuda.synchronize()
             results[provider] = {"peak_bytes": _peak_bytes(fn)} if memory else {}
-            hosts[provider] = _host_us(fn, calls=10) / 1000
-            estimates[provider] = _estimate_ms(fn, flush, QUEUE * hosts[provider])
+            queue = QUEUE * _host_us(fn, calls=10) / 1000
+            estimates[provider] = _estimate_ms(fn, flush, queue)
+            rests[provider] = max(queue, REST * estimates[provider])
         except torch.cuda.OutOfMemoryError:
             if not memory:
                 raise
@@ -150,8 +151,7 @@ def measure(
     for i in range(max(wanted.values(), default=0)):
         for provider in results:
             if i < wanted[provider]:
-                rest = max(QUEUE * hosts[provider], REST * estimates[provider])
-                samples[provider].append(_timed(fns[provider], flush, rest))
+                samples[provider].append(_timed(fns[provider], flush, rests[provider]))
         torch.cuda.synchronize()
     for provider, result in results.items():
         times = sorted(start.elapsed_time(end) for start, end in samples[provider])

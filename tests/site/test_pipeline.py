@@ -703,6 +703,12 @@ def test_latex_becomes_mathml(latex):
     assert 'display="block"' in element
 
 
+def test_signs_are_not_set_as_subtractions():
+    element = mathml.to_mathml(r"f(-|u|) = -\infty - x", display=False)
+    assert element.count('form="prefix"') == 2 and element.count('lspace="0"') == 2
+    assert "<mi>∞</mi>" in element
+
+
 @pytest.mark.parametrize("latex", [r"\foo x", r"\frac{1}", "{ a", "a_b_c", "a & b", r"\left( a"])
 def test_wrong_latex_is_refused(latex):
     with pytest.raises(mathml.MathError):
