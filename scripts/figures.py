@@ -152,7 +152,7 @@ class Chart:
         row_at = {x: row for line in self.lines.values() for x, row in line.items()}
         name = {"copy": "copy", "matmul": "cuBLAS"}[kind]
         if name in map(palette.provider_name, self.lines):
-            name += " at its best"
+            name += ", best"
         found = {}
         if self.y in _TIMED:
             found[name] = {x: getattr(row.at(ms=row.floor_ms), self.y) for x, row in row_at.items()}
@@ -280,7 +280,7 @@ def _tag_line_ends(fig, ax, tags: Iterable[tuple]) -> None:
     renderer = fig.canvas.get_renderer()
     tags = sorted(tags, key=lambda tag: tag[2])
     texts = [
-        fig.text(0, 0, textwrap.fill(name, 15), color=colour, va="center", linespacing=1.0)
+        fig.text(0, 0, textwrap.fill(name, 18), color=colour, va="center", linespacing=1.1)
         for name, _, _, colour in tags
     ]
     boxes = [text.get_window_extent(renderer) for text in texts]

@@ -597,7 +597,7 @@ def bench(measure):
 
 # %% [markdown]
 # {{ figure("forward", providers=["triton", "triton_four_a_call", "triton_one_a_call", "torch", "torch_compile"],
-#    caption="From 2²² elements on eight coins a call run as a copy; one waits to compute.") }}
+#    caption="From 2²² on eight coins a call reach a copy's speed; one is bound by arithmetic.") }}
 # {% set n = 2**27 %}{% set ours = row("forward", provider="triton", n=n) %}
 # {% set one = row("forward", provider="triton_one_a_call", n=n) %}{% set four = row("forward", provider="triton_four_a_call", n=n) %}
 # {% set eager = row("forward", provider="torch", n=n) %}{% set compiled = row("forward", provider="torch_compile", n=n) %}
