@@ -319,7 +319,7 @@ def bias_relu(kernel, x, bias, out, **config):
 #
 # {% set flat = rows("bias_relu_sweep") | selectattr("per_thread", "ge", 8) | map(attribute="percent") | list %}
 # {% set thin = rows("bias_relu_sweep") | selectattr("per_thread", "lt", 8) | map(attribute="percent") | list %}
-# From {{ thin | min | pct }} to {{ flat | max | pct }} of a copy: a bad block costs about as much as before. But the {{ flat | length }} of {{ (flat | length) + (thin | length) }} blocks that give each thread eight elements or more (16 bytes to load), all
+# From {{ thin | min | pct }} to {{ flat | max | pct }} of a copy: a bad block costs about as much as before. But the {{ flat | length }} of {{ (flat | length) + (thin | length) }} blocks that give each thread eight elements or more (16 bytes to load) all
 # lie between {{ flat | min | pct }} and {{ flat | max | pct }} of a copy, whatever their
 # shape{{ claim((flat | min) > 90) }}. With less, programs are too small to be started in time, or
 # threads have too little to load{{ claim((thin | max) < 92) }}. Each byte is read once, so there is
