@@ -18,7 +18,7 @@
 #
 # It waits for memory. So do most kernels of a neural network, and so this course begins with
 # memory: four kinds of it, how large, how fast and how far away each one is, measured on this page
-# by kernels of a few lines, which the [next lecture](programming_model.py) explains line by line. At
+# by kernels of a few lines. (What their parts do, the [next lecture](programming_model.py) explains: here read the loops.) At
 # the end you can count the bytes of a computation and say how long it must take.
 #
 # ## The machine
@@ -194,7 +194,7 @@ def read_reference(x: torch.Tensor, n_programs: int, n_loads: int, block: int) -
 # {{ claim(l1.tbps > 3 * l2.tbps > 4.5 * far.tbps) }}
 #
 # - **Through L1**: {{ l1.tbps | tbps }} at 16 MiB, 124 KiB on each SM,
-#   {{ (l1.tbps / 33.4 * 100) | pct }} of what 128 bytes a clock would give. Past 256 KB an SM, 33
+#   {{ (l1.tbps / 33.45 * 100) | pct }} of what 128 bytes a clock would give. Past 256 KB an SM, 33
 #   MiB in all, the curve bends: what no longer fits comes from L2, the rest still from L1.
 # - **From L2** ("Triton"): {{ l2.tbps | tbps }}, {{ (l2.tbps / far.tbps) | times }} the bandwidth
 #   of HBM, with a cliff shortly before the {{ env.l2_bytes | bytes }} that the driver reports.
@@ -331,11 +331,11 @@ def empty_kernel():
 # {{ claim(copied.tbps > 3 * row("hbm", provider="triton", bytes_moved=2**22).tbps) }}
 # {{ claim(copied.percent >= 98 and read.tbps > copied.tbps) }}
 #
-# Of the vendor's 4.8 TB/s reading reaches {{ (read.tbps / 4.8 * 100) | pct }}, copying
+# Of the vendor's 4.8 TB/s writing reaches {{ (row("hbm", provider="triton_write", bytes_moved=2**32).tbps / 4.8 * 100) | pct }}, reading {{ (read.tbps / 4.8 * 100) | pct }}, copying
 # {{ (copied.tbps / 4.8 * 100) | pct }}: memory loses time when it turns from reading to writing and
 # when it refreshes itself. The copy is what this site calls the **[ceiling](../glossary.md#ceiling)**:
-# a softmax reads and writes as much as a copy, so a copy *of the same number of bytes* is the best
-# it can do. "97 %" on any page means 97 % of that; what reads more than it writes may pass 100 %.
+# a softmax reads and writes as much as a copy, so a copy *of the same number of bytes* is about
+# the best it can do. "97 %" on any page means 97 % of that. A few percent above 100 happen: where more is read than written, or where PyTorch's copy is not the fastest [possible](../glossary.md#ceiling).
 #
 # ## The price of a launch
 #
@@ -670,8 +670,8 @@ def bench(measure):
 #
 # 1. **Count bytes first.** To read and write them takes HBM their number over
 #    {{ copy_tbps(2**33) | tbps }}, whatever the kernel computes.
-# 2. **Each level is smaller, nearer and wider than the next.** From a register to HBM the latency
-#    grows {{ (far_ns / row("multiply_add", warps_per_sm=1).ns) | n }} times. Parallelism hides it.
+# 2. **Each level is nearer and wider than the next, and none is larger.** From register to HBM the
+#    latency grows {{ (far_ns / row("multiply_add", warps_per_sm=1).ns) | n }} times. Parallelism hides it.
 # 3. **Fusion saves trips, not arithmetic**: four launches to one, 6 N to 2 N.
 #
 # ## Exercises

@@ -44,7 +44,7 @@
 # {{ diagram("softmax_traffic") }}
 #
 # The arithmetic is small: about five operations an element, against 4 bytes moved in bfloat16. In
-# the time of a copy the chip could do some {{ (rec("foundations/memory_hierarchy").row("multiply_add", warps_per_sm=16).tflops * 1e9 / 2 * copy_ms(2**31) / 2**29) | n(0) }} for each element. Its [arithmetic
+# the time of a copy the chip could issue some {{ (rec("foundations/memory_hierarchy").row("multiply_add", warps_per_sm=16).tflops * 1e9 / 2 * copy_ms(2**31) / 2**29) | n(0) }} instructions for each. Its [arithmetic
 # intensity](../glossary.md#arithmetic-intensity) puts a softmax deep in the memory-bound region of
 # the [roofline](../foundations/memory_hierarchy.py), and one number says how good a kernel is: its
 # time beside that of a **copy of the same bytes**. On the {{ env.gpu }} of this page, copying a
@@ -143,7 +143,7 @@ def softmax_persistent_kernel(
 #
 # {{ picture("online_softmax") }}
 #
-# With $m$ and $s$ known a second pass writes the outputs, and has to read the row again. Is that a third trip through memory? Not where the row is still near: the first pass left it in the [L2](../glossary.md#l2) cache, and its end in the L1 cache of this very multiprocessor. So the second pass **begins with the last block**. The eviction policies tell the caches the same: keep what the first pass reads, drop what the second is done with.
+# With $m$ and $s$ known a second pass writes the outputs, and has to read the row again. Is that a third trip through memory? Not where the row is still near: the first pass left it in the [L2](../glossary.md#l2) cache, and its end in the L1 cache of this very multiprocessor. So the second pass **begins with the last block**. The [eviction policies](../glossary.md#eviction-policy) tell the caches the same: keep what the first pass reads, drop what the second is done with.
 #
 # The running maximum starts at a very low *finite* number. From $-\infty$, a first block of
 # nothing but $-\infty$, as masks in attention produce, gives $-\infty - (-\infty)$, which is NaN
@@ -193,7 +193,7 @@ def softmax_online_kernel(x_ptr, y_ptr, stride_xm, stride_ym, n_cols, BLOCK: tl.
 #
 # **Whole vectors at any width.** A thread [moves up to 16 bytes at once](../glossary.md#vector-load), if they begin at a multiple of 16. In a matrix of 1,823 columns most rows do not, and the compiler falls back to single elements for all. So the kernel splits a row: whole vectors from the first boundary on, the *body*, and the few elements before and after them, the *edge*, as a small block of their own.
 #
-# **Share a long row.** The mending rule does not care whether two partial sums come from one program in turn or from two at a time. So several programs take a part of a row each, hold it, publish its maximum and sum, wait for the others' and write. Waiting is safe if programs start in order, as NVIDIA's GPUs do and its CUB library's scans rely on, though CUDA does not promise it: those before the one that waits run or are done, and the rest of its row is next. ([LayerNorm](layer_norm.py#backward-what-it-has-to-compute) does without that promise: there programs are numbered as they start.)
+# **Share a long row.** The mending rule does not care whether two partial sums come from one program in turn or from two at a time. So several programs take a part of a row each, hold it, publish its maximum and sum, wait for the others' and write. Waiting is safe if programs start in the order of their numbers, and all parts of a row fit on the GPU at once. NVIDIA's GPUs start them so (the scans of its library CUB rely on it), though CUDA does not promise it. Then every program before the one that waits runs or is done, and the rest of its row starts next. ([LayerNorm](layer_norm.py#backward-what-it-has-to-compute) does without that promise: there programs are numbered as they start.)
 
 # %% tags=["copy"]
 @triton.jit
@@ -269,7 +269,7 @@ def softmax_kernel(
 # %% [markdown]
 # ## Launch
 #
-# A program holds up to 32 KiB of a row in the [registers](../glossary.md#register) of 128 threads: 64 a thread, and as many to work with (`maxnreg`), so that four programs fit a multiprocessor. Several share a longer row, a short one gets fewer threads. The numbers come from trying others on this page's GPU.
+# A program holds up to 32 KiB of a row in the [registers](../glossary.md#register) of 128 threads: 64 a thread, and as many to work with (`maxnreg`), so that four programs fit a multiprocessor. Several share a longer row, a short one gets fewer threads. These limits were found by trying other values on this page's GPU.
 #
 # Triton's [interpreter](../glossary.md#interpreter) runs programs one after the other; waiting for a later one would last forever. There the kernel runs twice without waiting: the second time every pair is in its place.
 
@@ -595,7 +595,7 @@ def bench(measure):
 
 # %% [markdown]
 # {{ figure("softmax_forward", providers=["triton", "torch", "torch_compile"],
-#    caption="At every width the fused kernel stays close to a copy; the libraries do not.") }}
+#    caption="From 1,024 to 131,072 columns the fused kernel stays within a tenth of a copy.") }}
 # {% set fp32 = rows("softmax_forward_fp32", provider="triton") -%}
 # {% for r in rows("softmax_forward", provider="triton") + fp32 -%}
 # {{ claim(r.percent >= 90) }}
@@ -611,24 +611,24 @@ def bench(measure):
 #   {{ row(name, provider="torch_compile", n_cols=n).ms | ms }} {{- claim(ours.percent >= 97) }}
 # {% endfor %}
 #
-# {% set five, one = row("softmax_square", provider="torch_unfused", n_cols=4096), row("softmax_square", provider="triton", n_cols=4096) %}{% set wide, wide_one = row("softmax_square_bf16", provider="torch_unfused", n_cols=8192), row("softmax_square_bf16", provider="triton", n_cols=8192) %}**Eight trips to two** promised a factor of four. The five operations take {{ five.ms | ms }} for 4096 × 4096 float32, {{ (five.ms / one.ms) | times }} the time of one kernel, and {{ (wide.ms / wide_one.ms) | times }} at 8192 × 8192 bfloat16. At [a copy's speed](../glossary.md#ceiling) eight trips would take {{ copy_ms(8 * 4 * 4096**2) | ms }} of the {{ five.ms | ms }}; the five kernels do not reach it.{{ claim(five.ms > 1.2 * copy_ms(8 * 4 * 4096**2)) }}{{ claim(five.ms > 4.4 * one.ms and wide.ms > 4.4 * wide_one.ms) }}
+# {% set five, one = row("softmax_square", provider="torch_unfused", n_cols=4096), row("softmax_square", provider="triton", n_cols=4096) %}{% set wide, wide_one = row("softmax_square_bf16", provider="torch_unfused", n_cols=8192), row("softmax_square_bf16", provider="triton", n_cols=8192) %}**Eight trips to two** promised a factor of four. The five operations take {{ five.ms | ms }} for 4096 × 4096 float32, {{ (five.ms / one.ms) | times }} the time of one kernel, and {{ (wide.ms / wide_one.ms) | times }} at 8192 × 8192 bfloat16. A [copy](../glossary.md#ceiling) of as many bytes takes {{ copy_ms(8 * 4 * 4096**2) | ms }} of the {{ five.ms | ms }}; the five kernels do not reach its speed.{{ claim(five.ms > 1.2 * copy_ms(8 * 4 * 4096**2)) }}{{ claim(five.ms > 4.4 * one.ms and wide.ms > 4.4 * wide_one.ms) }}
 #
 # {{ figure("softmax_gradient", caption="With the gradient, five trips at the least: near a copy at every width.") }}
 # {% for name in ("softmax_gradient_square", "softmax_gradient_square_bf16") %}{{ claim(row(name, provider="triton").percent >= 93) }}{% endfor %}
 #
 # ## Where it loses, and why
 #
-# {{ figure("softmax_forward", providers=["triton", "triton_one_row", "triton_persistent", "triton_two_passes"], caption="The steps of this page: each change wins where the one before it falls.") }}
+# {{ figure("softmax_forward", providers=["triton", "triton_one_row", "triton_persistent", "triton_two_passes"], caption="The steps of this page: each change wins where the one before it falls. The table beneath is of 32,768 columns, where softmax launches the two passes of step 3.") }}
 #
 # {{ ladder("softmax_forward", x=32768) }}
 #
 # - **One row, four warps** falls off as a thread holds more: {{ row("softmax_forward", provider="triton_one_row", n_cols=16384).percent | pct }} at 16,384 columns, 128 numbers a thread, where few programs fit a multiprocessor; {{ row("softmax_forward", provider="triton_one_row", n_cols=32768).percent | pct }} at 32,768, where registers spill.{{ claim(row("softmax_forward", provider="triton_one_row", n_cols=8192).percent > 95 and row("softmax_forward", provider="triton_one_row", n_cols=16384).percent < 90 and row("softmax_forward", provider="triton_one_row", n_cols=32768).percent < 70) }}
-# - **Persistent** gains at 32,768 columns only, {{ row("softmax_forward", provider="triton_persistent", n_cols=32768).percent | pct }}: one program works step after step, and of short rows too little is under way.{% for n in (4096, 8192, 16384) %}{{ claim(row("softmax_forward", provider="triton_persistent", n_cols=n).ms > 0.98 * row("softmax_forward", provider="triton_one_row", n_cols=n).ms) }}{% endfor %}{{ claim(row("softmax_forward", provider="triton_persistent", n_cols=32768).ms < 0.8 * row("softmax_forward", provider="triton_one_row", n_cols=32768).ms) }}
-# - **float32, powers of two up to 8,192**: torch.compile makes much the same kernel, within 5 %,{% for n in (1024, 2048, 4096, 8192) %}{{ claim(0.95 < row("softmax_forward_fp32", provider="torch_compile", n_cols=n).ms / row("softmax_forward_fp32", provider="triton", n_cols=n).ms < 1.05) }}{% endfor %} and at 8,192 it is {{ (100 - 100 * row("softmax_forward_fp32", provider="torch_compile", n_cols=8192).ms / row("softmax_forward_fp32", provider="triton", n_cols=8192).ms) | n }} % ahead.{{ claim(row("softmax_forward_fp32", provider="torch_compile", n_cols=8192).ms < 0.99 * row("softmax_forward_fp32", provider="triton", n_cols=8192).ms) }}
+# - **Persistent** gains at 32,768 columns only (with 16 warps, where step 1 has 4, so part of the gain is that nothing spills), {{ row("softmax_forward", provider="triton_persistent", n_cols=32768).percent | pct }}: one program works step after step, and of short rows too little is under way.{% for n in (4096, 8192, 16384) %}{{ claim(row("softmax_forward", provider="triton_persistent", n_cols=n).ms > 0.98 * row("softmax_forward", provider="triton_one_row", n_cols=n).ms) }}{% endfor %}{{ claim(row("softmax_forward", provider="triton_persistent", n_cols=32768).ms < 0.8 * row("softmax_forward", provider="triton_one_row", n_cols=32768).ms) }}
+# - **float32, powers of two up to 8,192**: torch.compile makes much the same kernel, within 5 % at 2²⁸ elements (at 4096 × 4096, in the list above, it took {{ (row("softmax_square", provider="torch_compile", n_cols=4096).ms / row("softmax_square", provider="triton", n_cols=4096).ms) | times }} as long; which kernel its search chose there is not recorded),{% for n in (1024, 2048, 4096, 8192) %}{{ claim(0.95 < row("softmax_forward_fp32", provider="torch_compile", n_cols=n).ms / row("softmax_forward_fp32", provider="triton", n_cols=n).ms < 1.05) }}{% endfor %} and at 8,192 it is {{ (100 - 100 * row("softmax_forward_fp32", provider="torch_compile", n_cols=8192).ms / row("softmax_forward_fp32", provider="triton", n_cols=8192).ms) | n }} % ahead.{{ claim(row("softmax_forward_fp32", provider="torch_compile", n_cols=8192).ms < 0.99 * row("softmax_forward_fp32", provider="triton", n_cols=8192).ms) }}
 # - **Two passes** win while the second finds the row in the L1 cache: at 32,768 columns they take
 # {%- set two = row("softmax_forward", provider="triton_two_passes", n_cols=32768) %}
 #   {{ two.ms | ms }}, {{ two.percent | pct }} of a copy's speed, and `softmax` uses them for
-#   16,384 and 32,768 numbers of 2 bytes. Beyond, L2 and then memory answer, slowly.
+#   16,384 and 32,768 numbers of 2 bytes; past 2¹⁸, too, where L2 or memory answers, slowly.
 #   {{- claim(two.percent > 97) }}
 #   {{- claim(row("softmax_forward", provider="triton_two_passes", n_cols=131072).percent < 80) }}
 # - **Rows that programs share** come to {{ row("softmax_forward", provider="triton", n_cols=50257).percent | pct }} at 50,257 columns, the vocabulary of [GPT-2](https://huggingface.co/openai-community/gpt2/blob/main/config.json), {{ row("softmax_forward", provider="triton", n_cols=65536).percent | pct }} at 65,536 and {{ row("softmax_forward", provider="triton", n_cols=131072).percent | pct }} at 131,072.{% for r in rows("softmax_forward", provider="triton") %}{{ claim((r.percent > 95) == (r.n_cols != 50257)) }}{% endfor %} Seven parts of 8,192 have 57,344 lanes for 50,257 numbers: one in eight is idle.
