@@ -64,6 +64,23 @@ torch.library.opcheck(double, (torch.randn(8, 9, device="{device}").t(),))
     assert result.returncode == 0, result.stderr
 
 
+def test_operator_to_ship(tmp_path, device):
+    """The operator of the page on production, with its gradient, as the page tests it."""
+    (code,) = (code for code in programs("production.md") if "triton_op(" in code)
+    code += f"""
+x = torch.randn(5000, device="{device}", requires_grad=True)
+for backend in ("eager", "aot_eager"):
+    y = torch.compile(lambda x: relu_squared(x) + 1, backend=backend, fullgraph=True)(x)
+    torch.testing.assert_close(y, torch.relu(x) ** 2 + 1)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dx, 2 * torch.relu(x))
+torch.library.opcheck(relu_squared, (x,))
+assert relu_squared(torch.full((3,), torch.nan, device="{device}")).isnan().all()
+"""
+    result = run(code, tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.fixture(scope="module")
 def compile_kernel(load):
     return load(find_lecture("compiler")).compile_kernel

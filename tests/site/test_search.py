@@ -112,6 +112,10 @@ QUESTIONS = {
         "foundations/benchmarking/",
     ],
     "tolerance float16": ["foundations/benchmarking/#is-it-right-choosing-a-tolerance"],
+    "debug_barrier": [
+        "faq/#is-the-lock-in-tritons-layer-norm-tutorial-right-atomic_cas-debug_barrier",
+    ],
+    "license": ["faq/#may-i-copy-the-kernels-of-this-site-licence-license"],
     "launch overhead": ["glossary/#launch-overhead"],
     "roofline": ["foundations/memory_hierarchy/#the-roofline"],
     "HBM bandwidth": [
