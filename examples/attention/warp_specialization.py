@@ -516,7 +516,7 @@ if __name__ == "__main__" and torch.cuda.is_available():
 # function stops with an error until somebody looks. And each call sets Triton's allocator, in place
 # of one that your program may have set.
 #
-# **A tool complains.** Compute-sanitizer's racecheck reports [hazards](../results.md#are-the-kernels-right), all of one kind: the first warps write into shared memory which role the others shall take, and those read it. But in the machine code a barrier for all threads stands between such a write and the read, and another before the next write. So this is likely a false alarm.
+# **A tool complains.** Compute-sanitizer's racecheck reports [hazards](../results.md#are-the-kernels-right), all of one kind: the first warps write into shared memory which role the others shall take, and those read it. But in the machine code a barrier for all threads stands between such a write and the read, and another before the next write. So this is likely a false alarm. **Not yet right**: a tensor that begins off a multiple of 16 bytes is not refused.
 #
 # ## What to remember
 #
