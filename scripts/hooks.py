@@ -195,12 +195,15 @@ def _kernel(lecture: pages.Lecture, page) -> str:
     """The block at a page's end that a project copies."""
     if not lecture.kernel:
         return ""
-    code = f"# from {page.canonical_url} (MIT)\n{lecture.kernel}"
+    holder = re.search(r"Copyright.*", (ROOT / "LICENSE").read_text(encoding="utf-8"))[0]
+    code = f"# {holder}, MIT licence\n# from {page.canonical_url}\n{lecture.kernel}"
+    imported = dict.fromkeys(re.findall(r"(?m)^ *from (\w+) import", lecture.kernel))
+    beside = [f", and `{n}.py`" for n in imported if lecture.script.with_stem(n).exists()]
     indented = "\n".join(f"    {line}".rstrip() for line in code.splitlines())
     return (
         "\n\n## Copy this kernel { #copy-this-kernel data-search-exclude='' }\n\n"
         "Imports, kernels and public function: a module of its own, which needs torch and triton"
-        " alone.\n\n"
+        f"{''.join(beside) or ' alone'}.\n\n"
         f'??? example "{lecture.script.name}, {len(code.splitlines())} lines"\n\n'
         f"    `````` {{ .python .lecture-kernel }}\n{indented}\n    ``````\n"
     )

@@ -760,7 +760,7 @@ def test_the_kernel_to_copy_is_a_module(repository):
 def build(repository: Repository, *options: str) -> subprocess.CompletedProcess:
     """Runs MkDocs with the real configuration over the tiny lecture."""
     root = repository.root
-    for name in ("mkdocs.yml", "scripts", "docs/overrides", "docs/assets"):
+    for name in ("mkdocs.yml", "LICENSE", "scripts", "docs/overrides", "docs/assets"):
         source, target = ROOT / name, root / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         target.exists() or copy(source, target)
@@ -795,7 +795,14 @@ def test_a_strict_build_is_complete_and_repeatable(repository):
     assert filecmp.cmpfiles(first, second, names, shallow=False)[1:] == ([], [])
 
     page = (first / "demo/tiny/index.html").read_text("utf-8")
-    for part in ("<math", "Copy this kernel", "all is well", 'href="tiny.py"', 'href="tiny.ipynb"'):
+    for part in (
+        "<math",
+        "Copy this kernel",
+        "The authors of Triton lectures",
+        "all is well",
+        'href="tiny.py"',
+        'href="tiny.ipynb"',
+    ):
         assert part in page
     assert "colab.research.google.com/github/" in page
     assert 'href="../../reference/#examples.demo.tiny.op"' in page

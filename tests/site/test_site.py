@@ -208,6 +208,10 @@ def test_copy_button_copies_the_kernel(open_page, name):
     assert copied.strip().endswith(Lecture(LECTURES[name]).kernel.strip())
     assert re.search(r"^@(triton|gluon)\.jit", copied, re.M)
     compile(copied, f"{name}, copied", "exec")
+    assert copied.startswith("# Copyright (c)")
+    beside = re.findall(r"^ *from (\w+) import", copied, re.M)
+    said = page.locator("#copy-this-kernel + p").inner_text()
+    assert all(f"{n}.py" in said for n in beside if LECTURES[name].with_stem(n).exists())
 
 
 def test_the_table_of_results_needs_no_script(open_page):
