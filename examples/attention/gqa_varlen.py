@@ -81,14 +81,9 @@ def flash_attention_varlen_reference(
 #
 # ## Step 2: whose tile is this?
 #
-# A [tile](../glossary.md#tile) must not span two sequences: a sequence of $n$ rows has $\lceil n / B \rceil$ tiles of its own. How many programs are that in all? The lengths are on the GPU, and to read them the host would have to wait for it. But a bound is enough. Number the programs by *slots*, and let sequence $i$, which begins at row $c_i$, have those from $\lfloor c_i / B \rfloor + i$ on:
+# A [tile](../glossary.md#tile) must not span two sequences: a sequence of $n$ rows has $\lceil n / B \rceil$ tiles of its own. How many programs are that in all? The lengths are on the GPU, and to read them the host would have to wait for it. But a bound is enough. Number the programs by *slots*, and let sequence $i$, which begins at row $c_i$, have those from $\lfloor c_i / B \rfloor + i$ on:{{ diagram("gqa_varlen_slots") }}
 #
-# {{ diagram("gqa_varlen_slots") }}
-#
-# A sequence has as many slots as tiles, or one more. In all, for $c$ rows: $\lfloor c / B \rfloor$
-# plus one a sequence, as the host knows from shapes. Programs of empty slots return at once.
-#
-# Which sequence is a slot's? A program searches `cu_seqlens` by halving, with one load a step: four loads for 16 sequences. Why not load all starts in one go, and count those that are not past the slot? That waits only once. But a sum over a block passes through [shared memory](../glossary.md#shared-memory), and then the compiler cannot tell that all threads hold the same number. What it knows to be the same, as a load from one address is, it keeps in *uniform* [registers](../glossary.md#register), one copy for each [warp](../glossary.md#warp). The rest takes registers of every thread: after such a sum all addresses and loop bounds do, and the forward [spills](../glossary.md#spill).
+# A sequence has as many slots as tiles, or one more. In all, for $c$ rows: $\lfloor c / B \rfloor$ plus one a sequence, as the host knows from shapes. Programs of empty slots return at once. Which sequence is a slot's? A program searches `cu_seqlens` by halving, with one load a step: four loads for 16 sequences. Why not load all starts in one go, and count those that are not past the slot? That waits only once. But a sum over a block passes through [shared memory](../glossary.md#shared-memory), and then the compiler cannot tell that all threads hold the same number. What it knows to be the same, as a load from one address is, it keeps in *uniform* [registers](../glossary.md#register), one copy for each [warp](../glossary.md#warp). The rest takes registers of every thread: after such a sum all addresses and loop bounds do, and the forward [spills](../glossary.md#spill).
 
 # %% tags=["copy"]
 @triton.jit
@@ -422,8 +417,8 @@ def flash_attention_varlen(
         cu_seqlens_k: The same of `k`, for as many sequences.
         causal: Whether a query sees only keys up to its place; the last query has the last key's.
         window_size: How many keys before and after its place a query sees; -1 for all.
-        softcap: If positive, scores become `softcap * tanh(score / softcap)`.
-        scale: Factor of the products, positive; `D ** -0.5` if None.
+        softcap: From 1e-4 to 1e4: scores become `softcap * tanh(score / softcap)`. 0: they do not.
+        scale: Factor of the products, between 1e-30 and 1e20; `D ** -0.5` if None.
 
     Returns:
         A contiguous tensor like `q`; 0 for a query that sees no key.
@@ -442,7 +437,7 @@ def flash_attention_varlen(
         if x.dim() != 3 or x.device != q.device or len(x) >= 2**29:
             raise ValueError(f"{says} (tokens, heads, D); {name} is {[*x.shape]} on {x.device}")
     (_, heads, head_dim), kv_heads = q.shape, k.shape[1]
-    if k.shape != v.shape or k.shape[2] != head_dim or not kv_heads or heads % kv_heads:
+    if k.shape != v.shape or k.shape[2] != head_dim or not heads * kv_heads or heads % kv_heads:
         raise ValueError(f"{says} k, v alike that fit q: {q.shape}, {k.shape}, {v.shape}")
     if head_dim not in TILES:
         raise ValueError(f"{says} a head_dim of {sorted(TILES)}, got {head_dim}")
@@ -450,11 +445,15 @@ def flash_attention_varlen(
         if ends.dtype != torch.int32:
             raise TypeError(f"{says} int32 cu_seqlens, got {ends.dtype}")
         fits = ends.dim() == 1 and ends.is_contiguous() and ends.device == q.device
-        if not fits or ends.shape != cu_seqlens_q.shape or not len(ends):
-            raise ValueError(f"{says} cu_seqlens of one length, got {ends.shape} on {ends.device}")
+        least = 2 if len(q) or len(k) else 1
+        if not fits or ends.shape != cu_seqlens_q.shape or len(ends) < least:
+            told = f"cu_seqlens of one length, {least} or more; {ends.shape} on {ends.device}"
+            raise ValueError(f"{says} {told}")
     scale = head_dim**-0.5 if scale is None else scale
-    if not (0 < scale < math.inf and 0 <= softcap < math.inf):
-        raise ValueError(f"{says} scale > 0 and softcap >= 0, got {scale} and {softcap}")
+    if not 1e-30 < scale < 1e20:  # it and its products are float32
+        raise ValueError(f"{says} a scale between 1e-30 and 1e20, got {scale}")
+    if softcap and not 1e-4 <= softcap <= 1e4:
+        raise ValueError(f"{says} a softcap from 1e-4 to 1e4, or 0 for off; got {softcap}")
     left, right = (EDGE.value if size < 0 else min(size, EDGE.value) for size in window_size)
     band, tensors = (left, 0 if causal else right), [_for_descriptor(x) for x in (q, k, v)]
     return _FlashAttentionVarlen.apply(*tensors, cu_seqlens_q, cu_seqlens_k, band, scale, softcap)
@@ -662,7 +661,7 @@ def bench(measure):
 #
 # {% set best, best_both = row("gqa_varlen_dense_forward", provider="sdpa_cudnn", seq_len=4096), row("gqa_varlen_dense_both", provider="sdpa_cudnn") %}**cuDNN, where nothing is ragged,** needs {{ (best.ms / row("gqa_varlen_dense_forward", provider="triton", seq_len=4096).ms * 100) | pct }} of the time of the forward at 4,096 tokens, {{ (best_both.ms / both.ms * 100) | pct }} with the backward (back to back {{ (best.ms_hot / row("gqa_varlen_dense_forward", provider="triton", seq_len=4096).ms_hot * 100) | pct }} and {{ (best_both.ms_hot / both.ms_hot * 100) | pct }}): the fastest kernels put products [under the softmax](hopper_attention.py), and do [five products, not seven](flash_attention_backward.py#where-it-loses-and-why).{% for r in rows("gqa_varlen_dense_forward", provider="triton") %}{{ claim(row("gqa_varlen_dense_forward", provider="sdpa_cudnn", seq_len=r.seq_len).ms < 0.95 * r.ms) }}{% endfor %}{{ claim(best_both.ms < 0.95 * both.ms) }} Take it where lengths are equal and runs need not give the same bits.
 #
-# {% set capped, flex, flex_capped = row("gqa_varlen_window_forward", provider="triton_softcap", window=16384).ms, row("gqa_varlen_window_forward", provider="flex", window=16384).ms, row("gqa_varlen_window_forward", provider="flex_softcap").ms %}{{ claim(1.4 < capped / all < 1.6 and flex_capped / flex > 1.8) }}**The soft-cap** takes {{ (capped / all) | n(1) }} times as long at 16,384 tokens, {{ capped | ms }} for {{ all | ms }}. Step 5 counted 3/16 of a cycle for powers and reciprocals of a score, 1/8 for its products: that is 1.5 times, if the slower unit sets the pace. flex, with `torch.tanh`, goes from {{ flex | ms }} to {{ flex_capped | ms }}. **Not yet right**: a soft-cap far above the scores loses digits, $1 - 2/(1 + e^{2x})$ being near 0: with 10⁶ outputs were off by several percent. Turn it off with 0.
+# {% set capped, flex, flex_capped = row("gqa_varlen_window_forward", provider="triton_softcap", window=16384).ms, row("gqa_varlen_window_forward", provider="flex", window=16384).ms, row("gqa_varlen_window_forward", provider="flex_softcap").ms %}{{ claim(1.4 < capped / all < 1.6 and flex_capped / flex > 1.8) }}**The soft-cap** takes {{ (capped / all) | n(1) }} times as long at 16,384 tokens, {{ capped | ms }} for {{ all | ms }}. Step 5 counted 3/16 of a cycle for powers and reciprocals of a score, 1/8 for its products: that is 1.5 times, if the slower unit sets the pace. flex, with `torch.tanh`, goes from {{ flex | ms }} to {{ flex_capped | ms }}. A soft-cap far above the scores would lose digits, $1 - 2/(1 + e^{2x})$ being near 0: more than 10⁴ is refused.
 #
 # {% set both, order = row("gqa_varlen_ragged_both", provider="triton"), row("gqa_varlen_ragged_both", provider="triton_sorted") %}{{ claim(0.92 < order.ms / both.ms < 0.98) }}**Order.** If a long sequence comes last, its last tiles run on a chip that is otherwise idle. With the longest first, *sorted*, forward and backward take {{ (100 - 100 * order.ms / both.ms) | pct }} less, back to back {{ (100 - 100 * order.ms_hot / both.ms_hot) | pct }}. **Few heads of keys.** A program for $dK$ serves a whole group. One sequence of 2,048 tokens with four heads of keys has 128 such programs of 64 keys; the chip, with two on each SM, has room for 264, so half of it is idle.
 #

@@ -9,8 +9,7 @@
 #
 # # Attention on Hopper: softmax under the product
 #
-# {% set before = rec("attention/flash_attention") %}
-# {% set tl, cudnn = before.row("attention_d128_full", provider="triton", seq_len=4096), before.row("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
+# {% set before = rec("attention/flash_attention") %}{% set tl, cudnn = before.row("attention_d128_full", provider="triton", seq_len=4096), before.row("attention_d128_full", provider="sdpa_cudnn", seq_len=4096) %}
 # [Flash attention](flash_attention.py) ended at {{ tl.tflops | n(0) }} TFLOP/s for 4,096 tokens and $D = 128$; [cuDNN](../glossary.md#cudnn) reached, in its recording, {{ cudnn.tflops | n(0) }}, and a large matrix product {{ matmul_tflops("bfloat16", 8192) | n(0) }}. Memory does not explain the gap: attention moves few bytes for its operations. **What do the [tensor cores](../glossary.md#tensor-core) wait for, and what must a kernel say that `tl` has no word for?**
 #
 # On the [page before](warp_specialization.py) the compiler gave out roles. Here you do: this page writes that forward again in [Gluon](../glossary.md#gluon), for one chip, Hopper ([compute capability](../glossary.md#compute-capability) 9.0, H100 and H200). Gluon has no [interpreter](../glossary.md#interpreter): without such a GPU you can read on, but not run.
@@ -354,9 +353,7 @@ def hopper_attention_kernel(
         ], [4, 4, 1], [REGISTERS, REGISTERS, LOAD_REGISTERS])  # fmt: skip
 
 # %% [markdown]
-# What a wait names in `deps` is used after it; other arithmetic the [compiler](../foundations/compiler.py) may move past it. One wait here waits for nothing (one product may run, and one does): its `deps` keep the correction of `acc` behind the start of $S_j$.
-#
-# **[Registers](../glossary.md#register)** limit the tile. An SM has 65,536. Two consumers of 128 threads take 240 a thread; the loading warp counts as 128 threads too, with 24 each: 64,512 registers in all. At $D = 64$ `acc` is half as large, and three consumers fit at 160: one more softmax to run beside products, where keys and queries are many enough to make up for tiles of 192 rows. In a tile with fewer rows than that, a consumer without rows only says that it has read what it need not, and leaves the SM to the others.
+# What a wait names in `deps` is used after it; other arithmetic the [compiler](../foundations/compiler.py) may move past it. One wait here waits for nothing (one product may run, and one does): its `deps` keep the correction of `acc` behind the start of $S_j$. **[Registers](../glossary.md#register)** limit the tile. An SM has 65,536. Two consumers of 128 threads take 240 a thread; the loading warp counts as 128 threads too, with 24 each: 64,512 registers in all. At $D = 64$ `acc` is half as large, and three consumers fit at 160: one more softmax to run beside products, where keys and queries are many enough to make up for tiles of 192 rows. In a tile with fewer rows than that, a consumer without rows only says that it has read what it need not, and leaves the SM to the others.
 #
 # ## Rung 4: who takes which tile
 #
@@ -370,15 +367,13 @@ def hopper_attention_kernel(
 BLOCK_N, STAGES = 128, 2
 # consumers: registers of a thread that computes, of one that loads, of all at launch
 REGISTERS = {1: (240, 24, 168), 2: (240, 24, 168), 3: (160, 32, 128)}
-# keys and values of heads that run together, causal
-GROUP_BYTES = 16 << 20
-# time of a step with that many of three consumers, of that with all
-THIRDS = {1: 0.6, 2: 0.85, 3: 1}
+GROUP_BYTES = 16 << 20  # keys and values of heads that run together, causal
+THIRDS = {1: 0.6, 2: 0.85, 3: 1}  # of a step's time, with so many of three consumers
 # how TMA writes a block and wgmma reads it, swizzled so that no bank is met twice
 _layout = functools.lru_cache(gl.NVMMASharedLayout.get_default_for)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache  # for good: a captured graph or another stream may yet read a table
 def _schedule(sizes, causal, block_m, programs, device):
     """Int32 tensors: where each program's part of the list of tiles starts, and the list."""
     batch, heads, shared_by, n_queries, n_keys, head_dim = sizes
@@ -390,8 +385,7 @@ def _schedule(sizes, causal, block_m, programs, device):
     for start_m in range(0, n_queries, block_m):
         end_m = min(start_m + block_m, n_queries)
         seen = end_m + n_keys - n_queries if causal else n_keys
-        # one block even if it is masked entirely
-        tiles.append((start_m, end_m, max(1, triton.cdiv(seen, BLOCK_N))))
+        tiles.append((start_m, end_m, max(1, triton.cdiv(seen, BLOCK_N))))  # 1 if all is masked
     if causal and programs:
         tiles.reverse()
         together = max(1, GROUP_BYTES // (4 * n_keys * head_dim)) * shared_by
@@ -421,8 +415,7 @@ def _schedule(sizes, causal, block_m, programs, device):
         time, program = heapq.heappop(free_at)
         lists[program].append(tile)
         heapq.heappush(free_at, (time + steps(tile), program))
-    starts = [0, *itertools.accumulate(map(len, lists))]
-    tables = starts, [*itertools.chain(*lists)]
+    tables = [0, *itertools.accumulate(map(len, lists))], [*itertools.chain(*lists)]
     return [torch.tensor(table, dtype=torch.int32).to(device) for table in tables]
 
 
@@ -437,14 +430,13 @@ def _sms(device: torch.device) -> int:
 
 def _plan(q, k, v, out, lse, causal, scale, groups=None, lag=1, persistent=True):
     """Grid, arguments and options of the launch; the last three choose a rung."""
-    batch, heads, n_queries, head_dim = q.shape
-    shared_by, n_keys = heads // k.shape[1], k.shape[2]
+    (batch, heads, n_queries, head_dim), n_keys = q.shape, k.shape[2]
     many = n_keys > (4000 if causal else 900) and batch * heads * n_queries > 768 * _sms(q.device)
     groups = groups or (3 if head_dim == 64 and many else 2)
     rows = 128 if groups == 1 else 64
     n_tiles = batch * heads * triton.cdiv(n_queries, rows * groups)
     programs = min(n_tiles, _sms(q.device)) if persistent else None
-    sizes = (batch, heads, shared_by, n_queries, n_keys, head_dim)
+    sizes = (batch, heads, heads // k.shape[1], n_queries, n_keys, head_dim)
     starts, tiles = _schedule(sizes, causal, rows * groups, programs, q.device)
     # how many blocks need a mask: the last if it is not full, or those that the diagonal can touch
     masked = int(n_keys % BLOCK_N != 0)
@@ -452,16 +444,20 @@ def _plan(q, k, v, out, lse, causal, scale, groups=None, lag=1, persistent=True)
         masked = groups // 3 + (1 if (n_keys - n_queries) % BLOCK_N == 0 else 2)
     dtype = gl.float16 if q.dtype == torch.float16 else gl.bfloat16
     blocks = [(1, 1, n, head_dim) for n in (rows, BLOCK_N, BLOCK_N, rows)]
-    descs = (
-        TensorDescriptor.from_tensor(x, block, _layout(block, dtype))
-        for x, block in zip((q, k, v, out), blocks, strict=True)
-    )
+    described = zip((q, k, v, out), blocks, strict=True)
     arguments = (
-        *descs, lse, starts, tiles, heads, n_queries, n_keys, scale * math.log2(math.e),
+        *(TensorDescriptor.from_tensor(x, block, _layout(block, dtype)) for x, block in described),
+        lse, starts, tiles, heads, n_queries, n_keys, scale * math.log2(math.e),
         lag, groups, STAGES, causal, masked, *REGISTERS[groups][:2],
     )  # fmt: skip
     options = {"num_warps": 8 if groups == 1 else 4, "maxnreg": REGISTERS[groups][2]}
     return (programs or n_tiles,), arguments, options
+
+
+def _fits(x: torch.Tensor) -> bool:
+    """Whether a descriptor can describe `x`."""
+    rows = x.stride(3) == 1 and x.stride(2) >= x.shape[3]
+    return rows and x.data_ptr() % 16 == 0 and all(n % 8 == 0 for n in x.stride()[:3])
 
 
 def hopper_attention(
@@ -471,21 +467,23 @@ def hopper_attention(
     """Attention, `softmax(scale * q @ k.T) @ v` of every head, on a Hopper GPU. Forward only.
 
     Args:
-        q: Queries `(B, H, n_queries, D)`, float16 or bfloat16, D 64 or 128; any strides whose rows
-            are adjacent numbers and begin at multiples of 16 bytes.
+        q: Queries `(B, H, n_queries, D)`, float16 or bfloat16, D 64 or 128. Copied unless rows are
+            adjacent numbers and begin at multiples of 16 bytes.
         k: Keys `(B, H_kv, n_keys, D)`; query head h reads key head `h // (H // H_kv)`.
         v: Values, like `k`.
         causal: Whether a query sees only keys up to its place; the last query has the last key's.
-        scale: Factor of the scores, positive; `D ** -0.5` if None.
+        scale: Factor of the scores, between 1e-30 and 1e20; `D ** -0.5` if None.
         return_lse: Whether to return the log-sum-exp of the scaled scores as well.
-        out: Where to write the result, like `q`; a new contiguous tensor if None.
+        out: Where to write the result, in such rows, each in a place of its own, and not over `k`
+            or `v`; a new contiguous tensor if None.
 
     Returns:
         The output, like `q`, and with `return_lse` float32 `(B, H, n_queries)`; no key: 0, -inf.
 
     Raises:
         TypeError: The dtype is neither of the two, or differs between the inputs.
-        ValueError: Shape, strides, device or scale are not as above, or an input wants a gradient.
+        ValueError: Shape, device, scale or `out` is not as above, or an input wants a gradient.
+        RuntimeError: A CUDA graph is captured at the first call of a shape, which makes its table.
     """
     tensors = {"q": q, "k": k, "v": v} | ({} if out is None else {"out": out})
     for name, x in tensors.items():
@@ -494,10 +492,6 @@ def hopper_attention(
         if x.dim() != 4 or x.shape[3] not in (64, 128) or x.device != q.device:
             told = f"one device and (B, H, S, 64 or 128); {name} is {[*x.shape]} on {x.device}"
             raise ValueError(f"hopper_attention takes {told}")
-        aligned = x.data_ptr() % 16 == 0 and all(n % 8 == 0 for n in x.stride()[:3])
-        if not aligned or x.stride(3) != 1 or x.stride(2) < x.shape[3]:
-            told = f"rows at multiples of 16 bytes: call contiguous(); {name} has {x.stride()}"
-            raise ValueError(f"hopper_attention takes {told}")
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"hopper_attention has no backward, and {name} requires a gradient")
     fits = k.shape == v.shape and q.shape[::3] == k.shape[::3]
@@ -505,12 +499,19 @@ def hopper_attention(
     if not fits or (out is not None and out.shape != q.shape):
         told = ", ".join(f"{name} {[*x.shape]}" for name, x in tensors.items())
         raise ValueError(f"hopper_attention takes k and v alike that fit q, out like q; got {told}")
+    if out is not None:
+        expanded = any(n > 1 and not step for n, step in zip(out.shape, out.stride(), strict=True))
+        over = out.numel() and out.data_ptr() in (k.data_ptr(), v.data_ptr())
+        if expanded or over or not _fits(out):
+            told = f"rows at multiples of 16 bytes, not expanded, not over k or v; {out.stride()}"
+            raise ValueError(f"hopper_attention takes an out with {told}")
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"hopper_attention takes a positive, finite scale, got {scale}")
+    if not 1e-30 < scale < 1e20:
+        raise ValueError(f"hopper_attention takes a scale between 1e-30 and 1e20, got {scale}")
     if not q.is_cuda:
         remedy = "Gluon has no interpreter, so TRITON_INTERPRET=1 does not help"
         raise ValueError(f"hopper_attention needs a Hopper GPU, got {q.device}; {remedy}")
+    q, k, v = (x if _fits(x) else x.clone(memory_format=torch.contiguous_format) for x in (q, k, v))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     if q.numel() and k.numel():
@@ -520,6 +521,8 @@ def hopper_attention(
     else:
         out.zero_()
         lse.fill_(-float("inf"))
+    if "out" in tensors:
+        torch.autograd.graph.increment_version(out)
     return (out, lse) if return_lse else out
 
 # %% [markdown]
@@ -620,9 +623,8 @@ def bench(measure):
         about |= {"dtype": "bfloat16", "mode": "forward"}
         return about | {"rows": [row for size in sizes for row in rows(*size)]}
 
-    for head_dim, causal in itertools.product((128, 64), (False, True)):
-        kind = "causal" if causal else "full"
-        sizes = [(n, n, head_dim, causal) for n in (512, 1000, 1024, 4096, 4097, 16384)]
+    for head_dim, kind in itertools.product((128, 64), ("full", "causal")):
+        sizes = [(n, n, head_dim, kind == "causal") for n in (512, 1000, 1024, 4096, 4097, 16384)]
         yield benchmark(f"d{head_dim}_{kind}", f"{kind}, 16 heads × {head_dim}", sizes)
     sizes = (1000, 4097), (1024, 4096), (4096, 1024), (4097, 1000)
     yield benchmark("cross", "full, keys of another length, 16 heads × 128", sizes)
@@ -640,8 +642,7 @@ def bench(measure):
 # | {{ kind.replace("d", "$D = ").replace("_", "$, ") }} {% for p in ["triton_one", "triton_two", "triton_overlap", "triton", "sdpa_cudnn"] %}| {{ row("hopper_" ~ kind, provider=p, seq_len=4096).tflops | n(0) }} {% endfor %}{% for p in ["triton", "sdpa_cudnn"] %}| {{ row("hopper_" ~ kind, provider=p, seq_len=4096).tflops_hot | n(0) }} {% endfor %}|
 # {% endfor %}
 #
-# {% set one, two, lap = row("hopper_d128_full", provider="triton_one", seq_len=4096), row("hopper_d128_full", provider="triton_two", seq_len=4096), row("hopper_d128_full", provider="triton_overlap", seq_len=4096) %}{% set all, cudnn, causal, theirs = row("hopper_d128_full", provider="triton", seq_len=4096), row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096), row("hopper_d128_causal", provider="triton", seq_len=4096), row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=4096) %}
-# At $D = 128$, full, rung 4 has {{ (all.tflops / rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops) | times }} the rate of the kernel in `tl`, {{ (100 * cudnn.ms / all.ms - 100) | pct }} more than cuDNN's, and {{ all.percent | pct }} of the library's matrix rate; causal, {{ (100 * theirs.ms / causal.ms - 100) | pct }} more than cuDNN's. [Back to back](../glossary.md#cool-and-hot) it is ahead at both $D$, with a mask and without, {% set lead = [] %}{% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for n in [4096, 16384] %}{% set _ = lead.append(100 * row("hopper_" ~ kind, provider="sdpa_cudnn", seq_len=n).ms_hot / row("hopper_" ~ kind, provider="triton", seq_len=n).ms_hot - 100) %}{% endfor %}{% endfor %}by {{ lead | min | n(0) }} to {{ lead | max | n(0) }} % at 4,096 and 16,384 tokens.{{ claim(lead | min > 3) }} At $D = 128$ rung 2 gains most, {{ (100 * one.ms / two.ms - 100) | pct }}; rung 4 is mainly for causal attention, {{ (100 * row("hopper_d128_causal", provider="triton_overlap", seq_len=4096).ms / causal.ms - 100) | pct }} there, {{ (100 * lap.ms / all.ms - 100) | pct }} in full.{{ claim(one.ms / two.ms > 1.05 * two.ms / lap.ms and one.ms / two.ms > 1.05 * lap.ms / all.ms) }}
+# {% set one, two, lap = row("hopper_d128_full", provider="triton_one", seq_len=4096), row("hopper_d128_full", provider="triton_two", seq_len=4096), row("hopper_d128_full", provider="triton_overlap", seq_len=4096) %}{% set all, cudnn, causal, theirs = row("hopper_d128_full", provider="triton", seq_len=4096), row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096), row("hopper_d128_causal", provider="triton", seq_len=4096), row("hopper_d128_causal", provider="sdpa_cudnn", seq_len=4096) %}At $D = 128$, full, rung 4 has {{ (all.tflops / rec("attention/flash_attention").row("attention_d128_full", provider="triton", seq_len=4096).tflops) | times }} the rate of the kernel in `tl`, {{ (100 * cudnn.ms / all.ms - 100) | pct }} more than cuDNN's, and {{ all.percent | pct }} of the library's matrix rate; causal, {{ (100 * theirs.ms / causal.ms - 100) | pct }} more than cuDNN's. [Back to back](../glossary.md#cool-and-hot) it is ahead at both $D$, with a mask and without, {% set lead = [] %}{% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for n in [4096, 16384] %}{% set _ = lead.append(100 * row("hopper_" ~ kind, provider="sdpa_cudnn", seq_len=n).ms_hot / row("hopper_" ~ kind, provider="triton", seq_len=n).ms_hot - 100) %}{% endfor %}{% endfor %}by {{ lead | min | n(0) }} to {{ lead | max | n(0) }} % at 4,096 and 16,384 tokens.{{ claim(lead | min > 3) }} At $D = 128$ rung 2 gains most, {{ (100 * one.ms / two.ms - 100) | pct }}; rung 4 is mainly for causal attention, {{ (100 * row("hopper_d128_causal", provider="triton_overlap", seq_len=4096).ms / causal.ms - 100) | pct }} there, {{ (100 * lap.ms / all.ms - 100) | pct }} in full.{{ claim(one.ms / two.ms > 1.05 * two.ms / lap.ms and one.ms / two.ms > 1.05 * lap.ms / all.ms) }}
 #
 # ## What the profiler says
 #
@@ -664,11 +665,10 @@ def bench(measure):
 #
 # - {% set odd, even = row("hopper_d128_full", provider="triton", seq_len=4097), row("hopper_d128_full", provider="triton", seq_len=4096) %}{% for kind in ["d128_full", "d128_causal", "d64_full", "d64_causal"] %}{% for n, round in [(1000, 1024), (4097, 4096)] %}{{ claim(row("hopper_" ~ kind, provider="triton", seq_len=n).tflops > 0.9 * row("hopper_" ~ kind, provider="triton", seq_len=round).tflops) }}{% endfor %}{% endfor %}**Odd lengths**, 1,000 and 4,097 tokens, cost less than a tenth of the rate: {{ even.tflops | n(0) }} TFLOP/s at 4,096, {{ odd.tflops | n(0) }} at 4,097 (three sequences, as four would be more than 16,384 tokens).
 # - {% set many, few = row("hopper_cross", provider="triton", seq_len=1024), row("hopper_cross", provider="triton", seq_len=4096) %}**Keys of another length** cost nothing beyond what short loops do: {{ few.tflops | n(0) }} TFLOP/s for 4,096 queries and 1,024 keys, {{ many.tflops | n(0) }} for 1,024 queries and 4,096 keys; where neither is round, 4,097 by 1,000 and 1,000 by 4,097, {{ row("hopper_cross", provider="triton", seq_len=4097).tflops | n(0) }} and {{ row("hopper_cross", provider="triton", seq_len=1000).tflops | n(0) }}.{{ claim(row("hopper_cross", provider="triton", seq_len=4097).tflops > 0.93 * few.tflops and row("hopper_cross", provider="triton", seq_len=1000).tflops > 0.93 * many.tflops) }}{% for r in rows("hopper_cross", provider="triton") %}{{ claim(1.05 * r.ms < row("hopper_cross", provider="sdpa_cudnn", seq_len=r.seq_len).ms) }}{% endfor %}
-# - **Short sequences** ({{ row("hopper_d128_full", provider="triton", seq_len=512).tflops | n(0) }} at 512 tokens){{ claim(row("hopper_d128_full", provider="triton", seq_len=512).tflops < 0.9 * even.tflops) }} pay more for what nothing hides, a tile's first softmax and last product.
-# - {% set small, its = row("hopper_d64_causal", provider="triton", seq_len=512), row("hopper_d64_causal", provider="sdpa_cudnn", seq_len=512) %}**Small work** waits for the host, {{ small.host_us | n(0) }} µs a call where cuDNN's takes {{ its.host_us | n(0) }}, and more for a new shape, which needs its table. At 512 tokens, causal, $D = 64$ that is longer than the kernel, {{ small.ms | time }}. The figures show the GPU's time alone; of calls with nothing between them cuDNN's are done sooner there, in {{ its.ms | time }} each.{{ claim(small.host_us > 1.1e3 * its.ms and its.host_us < 900 * its.ms) }}
-# - {% set flash = rec("attention/flash_attention") %}**Other peers**: in [its recording](flash_attention.py#is-it-fast) the kernel of `tl` reaches {{ flash.row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }} TFLOP/s at 4,096 tokens, $D = 128$; this page's {{ row("hopper_d128_full", provider="triton", seq_len=4096).tflops | n(0) }}.{{ claim(row("hopper_d128_full", provider="triton", seq_len=4096).tflops > 1.2 * flash.row("attention_d128_full", provider="triton", seq_len=4096).tflops) }} Not measured here: [flash attention 4](https://pypi.org/project/flash-attn-4), written in CuTe for Hopper and Blackwell; the figures compare with what PyTorch brings along. Measured apart (2026-11-21, same card and versions) flash attention 4 is ahead without a mask: at $D = 128$ by {{ (100 * 736 / row("hopper_d128_full", provider="triton", seq_len=4096).tflops - 100) | n(0) }} % at 4,096 tokens and {{ (100 * 767 / row("hopper_d128_full", provider="triton", seq_len=16384).tflops - 100) | n(0) }} % at 16,384, at $D = 64$ and 4,096 by {{ (100 * 547 / row("hopper_d64_full", provider="triton", seq_len=4096).tflops - 100) | n(0) }} %; with a mask, at $D = 64$ and 4,096 tokens, by {{ (100 * 462 / row("hopper_d64_causal", provider="triton", seq_len=4096).tflops - 100) | n(0) }} %, at 16,384 by {{ (100 * 577 / row("hopper_d64_causal", provider="triton", seq_len=16384).tflops - 100) | n(0) }} %. At the other sizes compared it is level or behind.{{ claim(552 < 1.01 * row("hopper_d64_full", provider="triton", seq_len=16384).tflops) }}{{ claim(653 < row("hopper_d128_causal", provider="triton", seq_len=4096).tflops and 740 < 1.01 * row("hopper_d128_causal", provider="triton", seq_len=16384).tflops and 571 < row("hopper_d128_full", provider="triton", seq_len=1024).tflops and 404 < row("hopper_d128_causal", provider="triton", seq_len=1024).tflops) }} The chip that day was a little faster: cuDNN, measured beside it, had {{ (100 * 693 / row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096).tflops - 100) | n(0) }} % more than here ($D = 128$, 4,096 tokens, full); leads of up to that much may be the chip's.
+# - **Short sequences** ({{ row("hopper_d128_full", provider="triton", seq_len=512).tflops | n(0) }} at 512 tokens){{ claim(row("hopper_d128_full", provider="triton", seq_len=512).tflops < 0.9 * even.tflops) }} pay more for what nothing hides, a tile's first softmax and last product. {% set small, its = row("hopper_d64_causal", provider="triton", seq_len=512), row("hopper_d64_causal", provider="sdpa_cudnn", seq_len=512) %}**Small work** waits for the host, {{ small.host_us | n(0) }} µs a call where cuDNN's takes {{ its.host_us | n(0) }}, and more for a new shape, which needs its table. At 512 tokens, causal, $D = 64$ that is longer than the kernel, {{ small.ms | time }}. The figures show the GPU's time alone; of calls with nothing between them cuDNN's are done sooner there, in {{ its.ms | time }} each.{{ claim(small.host_us > 1.1e3 * its.ms and its.host_us < 900 * its.ms) }} A table is never freed, 24 bytes a tile, since a [CUDA graph](../glossary.md#cuda-graph) may hold its address; and the call that makes it must come before the capture.
+# - {% set flash = rec("attention/flash_attention") %}**Other peers**: in [its recording](flash_attention.py#is-it-fast) the kernel of `tl` reaches {{ flash.row("attention_d128_full", provider="triton", seq_len=4096).tflops | n(0) }} TFLOP/s at 4,096 tokens, $D = 128$; this page's {{ row("hopper_d128_full", provider="triton", seq_len=4096).tflops | n(0) }}.{{ claim(row("hopper_d128_full", provider="triton", seq_len=4096).tflops > 1.2 * flash.row("attention_d128_full", provider="triton", seq_len=4096).tflops) }} Not measured here: [flash attention 4](https://pypi.org/project/flash-attn-4), written in CuTe for Hopper and Blackwell; the figures compare with what PyTorch brings along. Measured apart (2026-11-21, same card and versions) flash attention 4 is ahead without a mask: at $D = 128$ by {{ (100 * 736 / row("hopper_d128_full", provider="triton", seq_len=4096).tflops - 100) | n(0) }} % at 4,096 tokens and {{ (100 * 767 / row("hopper_d128_full", provider="triton", seq_len=16384).tflops - 100) | n(0) }} % at 16,384, at $D = 64$ and 4,096 by {{ (100 * 547 / row("hopper_d64_full", provider="triton", seq_len=4096).tflops - 100) | n(0) }} %; with a mask, at $D = 64$ and 4,096 tokens, by {{ (100 * 462 / row("hopper_d64_causal", provider="triton", seq_len=4096).tflops - 100) | n(0) }} %, at 16,384 by {{ (100 * 577 / row("hopper_d64_causal", provider="triton", seq_len=16384).tflops - 100) | n(0) }} %. At the other sizes compared it is level (within 2 %) or behind.{{ claim(552 < 1.01 * row("hopper_d64_full", provider="triton", seq_len=16384).tflops) }}{{ claim(653 < row("hopper_d128_causal", provider="triton", seq_len=4096).tflops and 740 < 1.02 * row("hopper_d128_causal", provider="triton", seq_len=16384).tflops and 571 < row("hopper_d128_full", provider="triton", seq_len=1024).tflops and 404 < row("hopper_d128_causal", provider="triton", seq_len=1024).tflops) }} The chip that day was a little faster: cuDNN, measured beside it, had {{ (100 * 693 / row("hopper_d128_full", provider="sdpa_cudnn", seq_len=4096).tflops - 100) | n(0) }} % more than here ($D = 128$, 4,096 tokens, full); leads of up to that much may be the chip's.
 # - **Other chips**: Ampere has neither wgmma nor TMA: there the ring is filled by [`cp.async`](../glossary.md#cpasync), and each warp keeps its operands in registers. Blackwell has another matrix instruction, whose sums lie in a memory of their own, so that another budget binds; [the compiler's page](../foundations/compiler.py#a-product-for-gpus-that-you-do-not-have) shows both. Counting, ring and longest-first survive; this code does not.
-# - **A tool complains**: racecheck reports [hazards](../results.md#are-the-kernels-right) here as in [roles for warps](warp_specialization.py#where-it-loses-and-why), all where warps read which role they shall take. **Not yet right**: a [CUDA graph](../glossary.md#cuda-graph) of a call keeps addresses of a table that the 256th other shape after it frees, so capture only where shapes are few; with one query, or a tensor that begins off a multiple of 16 bytes, where the error says `contiguous()` take `clone(memory_format=torch.contiguous_format)`; an `out` that is `k`, `v` or expanded gives wrong numbers.
+# - **A tool complains**: racecheck reports [hazards](../results.md#are-the-kernels-right) here as in [roles for warps](warp_specialization.py#where-it-loses-and-why), all where warps read which role they shall take.
 #
 # ## What to remember
 #

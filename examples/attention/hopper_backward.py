@@ -415,10 +415,11 @@ def _described(x: torch.Tensor, block: tuple[int, ...]) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x, block, _layout(block, dtype))
 
 
-def _fits(x: torch.Tensor) -> bool:
-    """Whether a descriptor can describe `x`."""
-    rows = x.stride(3) == 1 and x.stride(2) >= x.shape[3]
-    return rows and x.data_ptr() % 16 == 0 and all(n % 8 == 0 for n in x.stride()[:3])
+def _for_descriptor(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself if a descriptor can describe it, else a contiguous copy."""
+    fits = x.stride(3) == 1 and x.stride(2) >= x.shape[3] and x.data_ptr() % 16 == 0
+    fits &= all(n % 8 == 0 for n in x.stride()[:3])
+    return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
 def _plan(do, q, k, v, out, lse, dq, dk, dv, causal, scale, ahead=None, running=1, summed=True):
@@ -457,7 +458,7 @@ def hopper_attention_backward(do, q, k, v, out, lse, causal: bool, scale: float)
     new = torch.empty if q.numel() and k.numel() else torch.zeros
     grads = [new(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
     if new is torch.empty:
-        do, out, lse = do if _fits(do) else do.contiguous(), out.contiguous(), lse.contiguous()
+        do, out, lse = _for_descriptor(do), out.contiguous(), lse.contiguous()
         with torch.cuda.device_of(q):
             _launch(_plan(do, q, k, v, out, lse, *grads, causal, scale))
     return grads
@@ -489,12 +490,12 @@ def hopper_attention(
     That sum, five products and their overlap as in https://arxiv.org/abs/2407.08608.
 
     Args:
-        q: Queries `(B, H, n_queries, D)`, float16 or bfloat16, D 64 or 128; any strides whose rows
-            are adjacent numbers and begin at multiples of 16 bytes.
+        q: Queries `(B, H, n_queries, D)`, float16 or bfloat16, D 64 or 128. Copied unless rows are
+            adjacent numbers and begin at multiples of 16 bytes.
         k: Keys `(B, H_kv, n_keys, D)`; query head h reads key head `h // (H // H_kv)`.
         v: Values, like `k`.
         causal: Whether a query sees only keys up to its place; the last query has the last key's.
-        scale: Factor of the scores, positive; `D ** -0.5` if None.
+        scale: Factor of the scores, between 1e-30 and 1e20; `D ** -0.5` if None.
         forward: Called as `forward(q, k, v, causal=causal, scale=scale, return_lse=True)`; returns
             the output and the log-sum-exp of its scaled scores, float32 `(B, H, n_queries)`, -inf
             for no key. If None, that of `hopper_attention.py`, a file beside this one.
@@ -504,28 +505,27 @@ def hopper_attention(
 
     Raises:
         TypeError: The dtype is neither of the two, or differs between the inputs.
-        ValueError: Shape, strides, device or scale are not as above.
+        ValueError: Shape, device or scale is not as above.
     """
     for name, x in {"q": q, "k": k, "v": v}.items():
         if x.dtype not in (torch.float16, torch.bfloat16) or x.dtype != q.dtype:
             raise TypeError(f"hopper_attention takes float16 or bfloat16; {name} is {x.dtype}")
-        if x.dim() != 4 or x.shape[3] not in STAGES or x.device != q.device or not _fits(x):
-            told = f"{name} is {[*x.shape]}, strides {x.stride()}, on {x.device}"
-            take = "(B, H, S, 64 or 128) on one device, rows at multiples of 16 bytes"
-            raise ValueError(f"hopper_attention takes {take}; {told}")
+        if x.dim() != 4 or x.shape[3] not in STAGES or x.device != q.device:
+            told = f"one device and (B, H, S, 64 or 128); {name} is {[*x.shape]} on {x.device}"
+            raise ValueError(f"hopper_attention takes {told}")
     uneven = q.shape[1] % k.shape[1] if k.shape[1] else q.shape[1]
     if k.shape != v.shape or q.shape[::3] != k.shape[::3] or uneven:
         told = f"{[*q.shape]}, {[*k.shape]}, {[*v.shape]}"
         raise ValueError(f"hopper_attention takes k and v alike that fit q; got {told}")
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"hopper_attention takes a positive, finite scale, got {scale}")
+    if not 1e-30 < scale < 1e20:
+        raise ValueError(f"hopper_attention takes a scale between 1e-30 and 1e20, got {scale}")
     if not q.is_cuda or torch.cuda.get_device_capability(q.device) != (9, 0):
         remedy = "Gluon has no interpreter, so TRITON_INTERPRET=1 does not help"
         raise ValueError(f"hopper_attention needs a Hopper GPU, got {q.device}; {remedy}")
     if forward is None:
         from hopper_attention import hopper_attention as forward
-    return _HopperAttention.apply(q, k, v, causal, scale, forward)
+    return _HopperAttention.apply(*map(_for_descriptor, (q, k, v)), causal, scale, forward)
 
 # %% [markdown]
 # ## Is it right?
@@ -652,7 +652,7 @@ def bench(measure):
 #
 # **The sum**, {{ (4 * 4096**2 * 128 // 128 * 64) | bytes }} at $D = 128$, takes {{ (100 - 100 * free.ms / best.ms) | pct }} of the time where it runs under one product; the two products that would avoid it, in `tl`, make it {{ (100 * seven.ms / best.ms - 100) | pct }} longer. At $D = 64$ it runs under two: in full attention it takes nothing that could be measured, in causal {{ (100 - 100 * row(causal64, provider="triton_unsummed", seq_len=4096).ms / row(causal64, provider="triton", seq_len=4096).ms) | pct }}.{{ claim(row(causal64, provider="triton_unsummed", seq_len=4096).ms < 0.99 * row(causal64, provider="triton", seq_len=4096).ms) }}{{ claim(0.9 < free.ms / best.ms < 0.98 and seven.ms > 1.1 * best.ms and 0.985 < free64.ms / best64.ms < 1.015) }} **The small kernels** move 14 bytes for each number of $Q$; at $D = 128$ a copy of as many takes {{ copy_ms(14 * 16384 * 16 * 128) | ms }} of {{ best.ms | ms }}.
 #
-# **cuDNN** takes longer at every length; in percent, for 1,024, 4,096 and 16,384 tokens: {% for name, label in [(full, "$D = 128$, full,"), (causal, "causal"), (full64, "$D = 64$, full,"), (causal64, "causal")] %}{{ label }} {% for n in [1024, 4096, 16384] %}{{ (100 * row(name, provider="sdpa_cudnn", seq_len=n).ms / row(name, provider="triton", seq_len=n).ms - 100) | n(0) }}{{ ", " if not loop.last else "" }}{% endfor %}{{ "; " if not loop.last else "." }}{% endfor %} Back to back, where the power limits the clock, it takes longer as well from 4,096 on, by {% set lead = [] %}{% for name in [full, causal, full64, causal64] %}{% for n in [4096, 16384] %}{% set _ = lead.append(100 * row(name, provider="sdpa_cudnn", seq_len=n).ms_hot / row(name, provider="triton", seq_len=n).ms_hot - 100) %}{% endfor %}{% endfor %}{{ lead | min | n(0) }} to {{ lead | max | n(0) }} %{{ claim(lead | min > 2) }}; with few tokens the host cannot keep up: 1,024, causal, $D = 64$, take the kernels {{ row(causal64, provider="triton", seq_len=1024).ms | ms }}, less than the host needs for the next call, and there cuDNN, with less for its host to do, is ahead.{{ claim(row(causal64, provider="triton", seq_len=512).host_us > 1100 * row(causal64, provider="sdpa_cudnn", seq_len=1024).ms > row(causal64, provider="sdpa_cudnn", seq_len=512).host_us) }}
+# **cuDNN** takes longer at every length; in percent, for 1,024, 4,096 and 16,384 tokens: {% for name, label in [(full, "$D = 128$, full,"), (causal, "causal"), (full64, "$D = 64$, full,"), (causal64, "causal")] %}{{ label }} {% for n in [1024, 4096, 16384] %}{{ (100 * row(name, provider="sdpa_cudnn", seq_len=n).ms / row(name, provider="triton", seq_len=n).ms - 100) | n(0) }}{{ ", " if not loop.last else "" }}{% endfor %}{{ "; " if not loop.last else "." }}{% endfor %} Back to back, where the power limits the clock, it takes longer as well from 4,096 on, by {% set lead = [] %}{% for name in [full, causal, full64, causal64] %}{% for n in [4096, 16384] %}{% set _ = lead.append(100 * row(name, provider="sdpa_cudnn", seq_len=n).ms_hot / row(name, provider="triton", seq_len=n).ms_hot - 100) %}{% endfor %}{% endfor %}{{ lead | min | n(0) }} to {{ lead | max | n(0) }} %{{ claim(lead | min > 2) }}; with few tokens the host cannot keep up: 1,024, causal, $D = 64$, take the kernels {{ row(causal64, provider="triton", seq_len=1024).ms | ms }}, less than the host needs for the next call, and there cuDNN, with less for its host to do, is ahead.{% set host = row(causal64, provider="triton", seq_len=512).host_us %}{{ claim(host > 1100 * row(causal64, provider="triton", seq_len=1024).ms and host > 1050 * row(causal64, provider="sdpa_cudnn", seq_len=1024).ms_hot > row(causal64, provider="sdpa_cudnn", seq_len=512).host_us) }}
 #
 # ## What the assembler wants
 #
@@ -665,7 +665,7 @@ def bench(measure):
 # - {% set small, its = "hopper_backward_d64_causal", row("hopper_backward_d64_causal", provider="triton", seq_len=1024) %}**$D = 64$, few tokens**: {{ its.tflops | n(0) }} TFLOP/s for 1,024, causal, where the kernels of `tl` reach {{ row(small, provider="triton_tl", seq_len=1024).tflops | n(0) }}.{{ claim(its.tflops < row(small, provider="triton_tl", seq_len=1024).tflops and row(small, provider="triton", seq_len=4096).tflops > row(small, provider="triton_tl", seq_len=4096).tflops) }} They put three programs on an [SM](../glossary.md#sm), so that one begins or ends while another multiplies; here there is one.
 # - **Keys of another length**: {% set unlike = "hopper_backward_d128_cross" %}{{ row(unlike, provider="triton", seq_len=4096).tflops | n(0) }} TFLOP/s for 4,096 queries and 1,024 keys, {{ row(unlike, provider="triton", seq_len=1024).tflops | n(0) }} for 1,024 queries and 4,096 keys; where neither is round, 4,097 by 1,000 and 1,000 by 4,097, {{ row(unlike, provider="triton", seq_len=4097).tflops | n(0) }} and {{ row(unlike, provider="triton", seq_len=1000).tflops | n(0) }}. As many queries and keys reach {{ best.tflops | n(0) }} at 4,096, {{ row(full, provider="triton", seq_len=4097).tflops | n(0) }} at 4,097.{% for n, round in [(4097, 4096), (1000, 1024)] %}{{ claim(row(unlike, provider="triton", seq_len=n).tflops > 0.92 * row(unlike, provider="triton", seq_len=round).tflops) }}{% for name in [full, causal, full64, causal64] %}{{ claim(row(name, provider="triton", seq_len=n).tflops > 0.9 * row(name, provider="triton", seq_len=round).tflops) }}{% endfor %}{% endfor %}{% for r in rows(unlike, provider="triton") %}{{ claim(1.02 * r.ms < row(unlike, provider="sdpa_cudnn", seq_len=r.seq_len).ms) }}{% endfor %}
 # - **Memory**: the float32 sum, {{ (4 * 16384 * 16 * 128) | bytes }} for 16 heads of 16,384 tokens at $D = 128$.
-# - **A tool complains**: racecheck reports [hazards](../results.md#are-the-kernels-right) as in [roles for warps](warp_specialization.py#where-it-loses-and-why); all those that it shows lie where warps read which role they shall take. **Not yet right**: a gradient that arrives at an address off a multiple of 16 bytes (behind a `cat`, say), or for one query with odd strides, stops with an error of the [descriptor](../glossary.md#descriptor): `clone()` the output before you use it so.
+# - **A tool complains**: racecheck reports [hazards](../results.md#are-the-kernels-right) as in [roles for warps](warp_specialization.py#where-it-loses-and-why); all those that it shows lie where warps read which role they shall take.
 # - {% set small, its = row(causal64, provider="triton", seq_len=512), row(causal64, provider="sdpa_cudnn", seq_len=512) %}{% set hosts = [row(full, provider="triton", seq_len=512).host_us, row(causal, provider="triton", seq_len=512).host_us, row(full64, provider="triton", seq_len=512).host_us, small.host_us] %}**Small work** waits for the host, {{ hosts | min | n(0) }} to {{ hosts | max | n(0) }} µs a call at 512 tokens, where cuDNN takes {{ its.host_us | n(0) }} (causal, $D = 64$): eight [descriptors](../glossary.md#descriptor) and three launches. That is longer than the kernels, {{ small.us | n(0) }} µs. The figures show the GPU's time alone; of calls with nothing between them cuDNN's are done sooner there, in {{ its.us | n(0) }} µs each.{{ claim(small.host_us > 1.1e3 * its.ms and its.host_us < 900 * its.ms) }}
 # - **Runs differ**, as in [flash attention 3](https://arxiv.org/abs/2407.08608), whose five products and sum these are, and in [cuDNN](https://github.com/karpathy/llm.c/pull/652) unless it is asked for the same bits.
 #

@@ -646,7 +646,7 @@ def bench(measure):
         args = x[start:], out[start:], 2.0, length, 1024
         fns = {"triton": lambda: scale_kernel[(n // 1024,)](*args)}
         rows += timed(fns, case=case, **work)
-    yield result("vector_width", "Scale 2^28 bfloat16, by a thread's loads", "case", "copy", rows)
+    yield result("vector_width", "Scale 2²⁸ bfloat16, by a thread's loads", "case", "copy", rows)
 
     hidden = triton.jit(tile_kernel.fn, do_not_specialize=["stride_m", "stride_n"])
     kernels, rows = {"triton": tile_kernel, "triton_strides_hidden": hidden}, []

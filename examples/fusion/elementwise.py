@@ -33,8 +33,7 @@ import triton
 import triton.language as tl
 
 # %% [markdown]
-# The activation of BERT and GPT is $\text{gelu}(u) = u \, \Phi(u)$, with $\Phi(u)$ the
-# share of a normal distribution below $u$ ([Hendrycks and Gimpel, 2016](https://arxiv.org/abs/1606.08415)); GPT-2's formula comes close.
+# The activation of BERT and GPT is $\text{gelu}(u) = u \, \Phi(u)$, with $\Phi(u)$ the share of a normal distribution below $u$ ([Hendrycks and Gimpel, 2016](https://arxiv.org/abs/1606.08415)); GPT-2's formula comes close.
 
 # %%
 def multiply_add_reference(x, y, z):
@@ -150,14 +149,17 @@ def _launch(op, out, *tensors):
         with torch.cuda.device_of(x):
             # rounded up; triton.cdiv would take two microseconds
             elementwise_kernel[(-(-n // BLOCK),)](x, y, z, new, n, op, BLOCK)
+    if out is not None:  # autograd sees no kernel write
+        torch.autograd.graph.increment_version(out)
     return new
 
 
 class _Elementwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op, *tensors):
-        out = _launch(op, None, *tensors)
-        ctx.save_for_backward(*tensors[:2] if op == "multiply_add" else [out])
+        out, (_, dx, dy, *_) = _launch(op, None, *tensors), ctx.needs_input_grad
+        factors = tensors[0] if dy else None, tensors[1] if dx else None
+        ctx.save_for_backward(*factors if op == "multiply_add" else [out])
         return out
 
     @staticmethod
@@ -175,7 +177,8 @@ def _wants_grad(op, out, x, **others):
     dtype, device, shape = x.dtype, x.device, x.shape
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"{op} takes float32, float16 or bfloat16, got {dtype}")
-    for name, other in (others if out is None else others | {"out": out}).items():
+    others = others if out is None else others | {"out": out}
+    for name, other in others.items():
         wanted = shape[-1:] if name == "bias" else shape
         if other.shape != wanted or other.dtype != dtype or other.device != device:
             got = f"{tuple(other.shape)} {other.dtype} {other.device}"
@@ -196,14 +199,14 @@ def multiply_add(
     Args:
         x: float32, float16 or bfloat16 on a GPU, any shape and strides.
         y: Shape, dtype and device of `x`, like z; there is no broadcasting and no promotion.
-        out: Contiguous tensor like `x` to write to; may be one of the inputs.
+        out: Contiguous tensor like `x` to write to; may be an input, not overlap one in part.
 
     Returns:
         A tensor like `x`.
 
     Raises:
         TypeError: The dtype is none of the three.
-        ValueError: Shapes, dtypes, devices or `out` do not fit, or a gradient is wanted of `out`.
+        ValueError: Shapes, dtypes, devices or `out` do not fit, or `out` and a gradient are wanted.
     """
     if _wants_grad("multiply_add", out, x, y=y, z=z):
         return _Elementwise.apply("multiply_add", x, y, z)
@@ -237,8 +240,7 @@ def add_relu(x: torch.Tensor, y: torch.Tensor, *, out: torch.Tensor | None = Non
 #
 # ## Step 4: a GELU in a dozen instructions
 #
-# Is there time to compute? In bfloat16 this memory brings and takes {% set rate = copy_tbps(2**29) * 1e12 / 4 %}{{ (rate * 1e-12) | n(2) }} × 10¹² elements a second. The lanes of the {{ env.sms }} [SMs](../glossary.md#sm) {% set lanes = rec("foundations/memory_hierarchy").row("multiply_add", warps_per_sm=16).tflops / 2 %}do {{ lanes | n }} × 10¹² multiply-adds a second ([measured](../foundations/memory_hierarchy.py#registers-a-chain-of-multiply-adds)). That makes {{ (lanes * 1e12 / rate) | n }} **instructions an element**, its load, store and
-# conversions included. With `tl.erf`, the error function, in $\Phi(u) = \frac{1}{2}(1 + \text{erf}(u / \sqrt{2}))$, it takes {{ row("forms", form="tl.erf").instructions | n }}{{ claim(row("forms", form="tl.erf").instructions > lanes * 1e12 / rate > 1.5 * row("forms", form="none").instructions) }}: arithmetic would set the time, not memory.
+# Is there time to compute? In bfloat16 this memory brings and takes {% set rate = copy_tbps(2**29) * 1e12 / 4 %}{{ (rate * 1e-12) | n(2) }} × 10¹² elements a second. The lanes of the {{ env.sms }} [SMs](../glossary.md#sm) {% set lanes = rec("foundations/memory_hierarchy").row("multiply_add", warps_per_sm=16).tflops / 2 %}do {{ lanes | n }} × 10¹² multiply-adds a second ([measured](../foundations/memory_hierarchy.py#registers-a-chain-of-multiply-adds)). That makes {{ (lanes * 1e12 / rate) | n }} **instructions an element**, its load, store and conversions included. With `tl.erf`, the error function, in $\Phi(u) = \frac{1}{2}(1 + \text{erf}(u / \sqrt{2}))$, it takes {{ row("forms", form="tl.erf").instructions | n }}{{ claim(row("forms", form="tl.erf").instructions > lanes * 1e12 / rate > 1.5 * row("forms", form="none").instructions) }}: arithmetic would set the time, not memory.
 #
 # So do without erf. From $\Phi(u) = 1 - \Phi(-u)$ follows
 # $\text{gelu}(u) = \max(u, 0) - |u| \, \Phi(-|u|)$, and the logarithm of $\Phi(-a)$ is nearly a
@@ -382,13 +384,13 @@ def _repeated(bias, n):
     n_cols = bias.numel()
     times = 16 // math.gcd(16, n_cols)
     times *= -(-16384 // (times * n_cols)) if times > 1 or n_cols < 1024 else 1
-    return bias.repeat(times) if 1 < times <= n // n_cols // 4 else bias.contiguous()
+    return bias.repeat(times) if 1 < times <= min(n // 4, 2**30) // n_cols else bias.contiguous()
 
 
 def bias_gelu_forward(x, bias, approximate="none", out=None):
     """gelu(x + bias), written to a contiguous out, new if None."""
     x, n, ROWS, BLOCK = x.contiguous(), x.numel(), 2, 4096 // x.element_size()
-    out = torch.empty_like(x) if out is None else out
+    new = torch.empty_like(x) if out is None else out
     if n:
         with torch.cuda.device_of(x):
             bias = _repeated(bias, n)
@@ -396,8 +398,10 @@ def bias_gelu_forward(x, bias, approximate="none", out=None):
             grid = (-(-n // (ROWS * n_cols)) * -(-n_cols // BLOCK),)
             # in 16 bits with as few registers as let an SM take all the warps that it has room for
             options = {"num_warps": 8, "maxnreg": 32} if BLOCK == 2048 else {}
-            bias_gelu_kernel[grid](x, bias, out, n, n_cols, approximate, ROWS, BLOCK, **options)
-    return out
+            bias_gelu_kernel[grid](x, bias, new, n, n_cols, approximate, ROWS, BLOCK, **options)
+    if out is not None:
+        torch.autograd.graph.increment_version(out)
+    return new
 
 
 def bias_gelu_backward(dout, x, bias, dx, dbias, approximate="none") -> None:
@@ -445,17 +449,19 @@ def bias_gelu(
         x: `(..., n_cols)`, float32, float16 or bfloat16, on a GPU; copied if not contiguous.
         bias: `(n_cols,)`, dtype and device of `x`.
         approximate: "none" for the definition, "tanh" for the formula of GPT-2, as in PyTorch.
-        out: Contiguous tensor like `x` to write to; may be `x`.
+        out: Contiguous tensor like `x` to write to; may be `x`, not overlap an input in part.
 
     Returns:
         A contiguous tensor like `x`, before rounding within 6e-7 of the form chosen.
 
     Raises:
         TypeError: The dtype is none of the three.
-        ValueError: As `multiply_add`; or `approximate` is neither.
+        ValueError: As `multiply_add`; `approximate` is neither; or rows pass 2**30 columns.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f'bias_gelu knows approximate="none" and "tanh", got {approximate!r}')
+    if bias.numel() > 2**30:  # counts of columns are int32
+        raise ValueError(f"bias_gelu takes rows of up to 2**30 columns, got {bias.numel()}")
     if _wants_grad("bias_gelu", out, x, bias=bias):
         return _BiasGELU.apply(x, bias, approximate)
     return bias_gelu_forward(x, bias, approximate, out)
@@ -611,10 +617,11 @@ def bench(measure):
 
     for name in ("bfloat16", "float32"):
         cases = forward(getattr(torch, name))
-        yield result(f"forward_{name}", f"Fused, 2^27 {name}", "op", cases, name, memory=True)
-    yield result("gradient", "Forward and backward, 2^27 bfloat16", "op", gradient(), mode="both")
-    yield result("tiles", "bias_gelu by ROWS, 2^27 bfloat16", "rows", tiles())
-    yield result("forms", "Forms of the GELU, 2^27 bfloat16", "form", forms())
+        yield result(f"forward_{name}", f"Fused, 2²⁷ {name}", "op", cases, name, memory=True)
+    both = "forward and backward"
+    yield result("gradient", f"{both.capitalize()}, 2²⁷ bfloat16", "op", gradient(), mode=both)
+    yield result("tiles", "bias_gelu by ROWS, 2²⁷ bfloat16", "rows", tiles())
+    yield result("forms", "Forms of the GELU, 2²⁷ bfloat16", "form", forms())
     rows = (({"n": 2**k}, 3, peers(*OPS[1][:2]), tensors(add_relu, 2**k)) for k in range(10, 27, 4))
     yield result("small", "relu(x + y), bfloat16", "n", rows, host=True)
 
@@ -628,32 +635,26 @@ def bench(measure):
 # | `relu(x + y)` | 1.7× | {{ (row("forward_bfloat16", op="add_relu", provider="torch", length="even").ms / row("forward_bfloat16", op="add_relu", provider="triton", length="even").ms) | times }} | {{ row("forward_bfloat16", op="add_relu", provider="triton", length="even").percent | pct }} | {{ row("forward_bfloat16", op="add_relu", provider="triton", length="odd").percent | pct }} |
 # | `gelu(x + bias)` | 2× | {{ (row("forward_bfloat16", op="bias_gelu", provider="torch", length="even").ms / row("forward_bfloat16", op="bias_gelu", provider="triton", length="even").ms) | times }} | {{ row("forward_bfloat16", op="bias_gelu", provider="triton", length="even").percent | pct }} | {{ row("forward_bfloat16", op="bias_gelu", provider="triton", length="odd").percent | pct }} |
 #
-# {% set gelu = row("forward_bfloat16", provider="triton", op="bias_gelu", length="even") %}{% set compiled = row("forward_bfloat16", provider="torch_compile", op="bias_gelu", length="even") %}{% set eager = row("forward_bfloat16", provider="torch", op="bias_gelu", length="even") %}
-# {% for r in rows("forward_bfloat16", provider="triton") + rows("forward_float32", provider="triton") %}{{ claim(r.percent >= (98 if r.op != "bias_gelu" else 97 if r.length == "even" else 88)) }}{% endfor %}The first two pass 100 % because they read more than they write, and [reading is the faster direction](../foundations/memory_hierarchy.py#the-ceiling-hbm-by-reading-writing-copying). The third gains more than its trips{{ claim(eager.ms > 2.5 * gelu.ms) }}: eager GELU waits for its arithmetic, not for memory; with twice the bytes, in float32, it takes {{ (row("forward_float32", provider="torch", op="bias_gelu", length="even").ms / eager.ms) | times }} as long{{ claim(row("forward_float32", provider="torch", op="bias_gelu", length="even").ms < 1.5 * eager.ms) }}. The compiler's kernel saves the same trips, but waits for erf, too, and takes {{ (compiled.ms / gelu.ms) | times }} as long as ours{{ claim(compiled.ms > 1.2 * gelu.ms) }}. In float32, with twice the bytes to hide behind, it is level with ours{% set c32 = row("forward_float32", provider="torch_compile", op="bias_gelu", length="even") %} ({{ c32.percent | pct }} of the copy{{ claim(c32.percent > 97) }}).
+# {% set gelu = row("forward_bfloat16", provider="triton", op="bias_gelu", length="even") %}{% set compiled = row("forward_bfloat16", provider="torch_compile", op="bias_gelu", length="even") %}{% set eager = row("forward_bfloat16", provider="torch", op="bias_gelu", length="even") %}{% for r in rows("forward_bfloat16", provider="triton") + rows("forward_float32", provider="triton") %}{{ claim(r.percent >= (98 if r.op != "bias_gelu" else 97 if r.length == "even" else 88)) }}{% endfor %}The first two pass 100 % because they read more than they write, and [reading is the faster direction](../foundations/memory_hierarchy.py#the-ceiling-hbm-by-reading-writing-copying). The third gains more than its trips{{ claim(eager.ms > 2.5 * gelu.ms) }}: eager GELU waits for its arithmetic, not for memory; with twice the bytes, in float32, it takes {{ (row("forward_float32", provider="torch", op="bias_gelu", length="even").ms / eager.ms) | times }} as long{{ claim(row("forward_float32", provider="torch", op="bias_gelu", length="even").ms < 1.5 * eager.ms) }}. The compiler's kernel saves the same trips, but waits for erf, too, and takes {{ (compiled.ms / gelu.ms) | times }} as long as ours{{ claim(compiled.ms > 1.2 * gelu.ms) }}. In float32, with twice the bytes to hide behind, it is level with ours{% set c32 = row("forward_float32", provider="torch_compile", op="bias_gelu", length="even") %} ({{ c32.percent | pct }} of the copy{{ claim(c32.percent > 97) }}).
 #
 # {{ figure("gradient", caption="With gradients: one kernel for dx and the sums of dbias.") }}
-# {% set g = row("gradient", provider="triton", op="bias_gelu") %}{% set gc = row("gradient", provider="torch_compile", op="bias_gelu") %}{% set ge = row("gradient", provider="torch", op="bias_gelu") %}
 #
-# Forward and backward, `bias_gelu` takes {{ g.ms | ms }}; torch.compile {{ (gc.ms / g.ms) | times }} as long{{ claim(gc.ms > 1.15 * g.ms) }}, eager {{ (ge.ms / g.ms) | times }}{{ claim(ge.ms > 1.5 * g.ms) }}.
+# {% set g = row("gradient", provider="triton", op="bias_gelu") %}{% set gc = row("gradient", provider="torch_compile", op="bias_gelu") %}{% set ge = row("gradient", provider="torch", op="bias_gelu") %}Forward and backward, `bias_gelu` takes {{ g.ms | ms }}; torch.compile {{ (gc.ms / g.ms) | times }} as long{{ claim(gc.ms > 1.15 * g.ms) }}, eager {{ (ge.ms / g.ms) | times }}{{ claim(ge.ms > 1.5 * g.ms) }}.
 #
-# **From nine launches to one** (ours two, with the one that repeats the bias), from 20 trips to 2,
-# at a width that 16 does not divide, 10,922 × 12,289:
+# **From nine [launches](../foundations/programming_model.py#what-happens-at-the-launch) to one** (ours two, with the one that repeats the bias), from 20 trips to 2, at a width that 16 does not divide, 10,922 × 12,289:
 #
 # {{ table("forward_bfloat16", where={"op": "bias_gelu", "length": "odd"}, columns=["provider", "ms", "percent", "peak_bytes"]) }}
-# {% set odd = {"op": "bias_gelu", "length": "odd"} %}{% set nine, one, best = row("forward_bfloat16", provider="torch_unfused", **odd), row("forward_bfloat16", provider="torch_compile", **odd), row("forward_bfloat16", provider="triton", **odd) %}
 #
-# The nine take {{ (nine.ms / best.ms) | times }} as long{{ claim(nine.ms > 7 * best.ms) }}. In the compiler's one kernel each lane divides to find its column, the bias comes number by number, and `x` in pairs, since its mask may end after any of them: {{ (one.ms / best.ms) | times }}{{ claim(one.ms > 1.4 * best.ms) }}.
+# {% set odd = {"op": "bias_gelu", "length": "odd"} %}{% set nine, one, best = row("forward_bfloat16", provider="torch_unfused", **odd), row("forward_bfloat16", provider="torch_compile", **odd), row("forward_bfloat16", provider="triton", **odd) %}The nine take {{ (nine.ms / best.ms) | times }} as long{{ claim(nine.ms > 7 * best.ms) }}. In the compiler's one kernel each lane divides to find its column, the bias comes number by number, and `x` in pairs, since its mask may end after any of them: {{ (one.ms / best.ms) | times }}{{ claim(one.ms > 1.4 * best.ms) }}.
 #
 # {{ figure("small", y="us", logy=True, caption="Up to 2¹⁸ elements most of a kernel's time is its start.") }}
-# {{ claim(row("small", provider="triton", n=2**18).us < 1.35 * row("small", provider="triton", n=2**10).us < row("small", provider="torch", n=2**10).us) }}
-# {% set few, two = row("small", provider="triton", n=2**14), row("small", provider="torch", n=2**14) %}{% set host, torch_host, compiled_host = (rows("small", provider="triton") | map(attribute="host_us") | sort)[2], (rows("small", provider="torch") | map(attribute="host_us") | sort)[2], (rows("small", provider="torch_compile") | map(attribute="host_us") | sort)[2] %}
 #
-# At a copy's full speed 2¹⁴ elements would pass in {{ (few.bytes / gelu.tbps * 1e-6) | n(2) }} µs. Our kernel takes {{ few.us | n(1) }} µs, torch's two {{ two.us | n(1) }}{{ claim(few.us < two.us) }}. The host needs (in the middle one of the five sizes; this machine's host was uneven) {{ host | n }} µs to call ours, {{ torch_host | n }} for torch's two{{ claim(torch_host < host) }}, and {{ compiled_host | n }} for torch.compile's one, which checks what it was compiled for{{ claim(host < 40 and host < 0.8 * compiled_host) }}. Launches count here, not trips: fewer kernels help a little, a [CUDA graph](../glossary.md#cuda-graph) more ([launch overhead](../glossary.md#launch-overhead)).
+# {{ claim(row("small", provider="triton", n=2**18).us < 1.35 * row("small", provider="triton", n=2**10).us < row("small", provider="torch", n=2**10).us) }}{% set few, two = row("small", provider="triton", n=2**14), row("small", provider="torch", n=2**14) %}{% set host, torch_host, compiled_host = (rows("small", provider="triton") | map(attribute="host_us") | sort)[2], (rows("small", provider="torch") | map(attribute="host_us") | sort)[2], (rows("small", provider="torch_compile") | map(attribute="host_us") | sort)[2] %}At a copy's full speed 2¹⁴ elements would pass in {{ (few.bytes / gelu.tbps * 1e-6) | n(2) }} µs. Our kernel takes {{ few.us | n(1) }} µs, torch's two {{ two.us | n(1) }}{{ claim(few.us < two.us) }}. The host needs (in the middle one of the five sizes; this machine's host was uneven) {{ host | n }} µs to call ours, {{ torch_host | n }} for torch's two{{ claim(torch_host < host) }}, and {{ compiled_host | n }} for torch.compile's one, which checks what it was compiled for{{ claim(host < 40 and host < 0.8 * compiled_host) }}. Launches count here, not trips: fewer kernels help a little, a [CUDA graph](../glossary.md#cuda-graph) more ([launch overhead](../glossary.md#launch-overhead)).
 #
 # ## Questions before you fuse
 #
 # - **Does it pay?** A step of your model gets faster by at most the bytes of the trips saved over {{ copy_tbps(2**30) | tbps }}, and some {{ (two.us - few.us) | n }} µs of the GPU a launch. Divide that by the step's time: beside a large product it is next to nothing, in a chain of small operations most of the step.
-# - **In place?** {% set inplace, plain, fused = row("forward_bfloat16", provider="torch_in_place", length="even"), row("forward_bfloat16", provider="torch", op="multiply_add", length="even"), row("forward_bfloat16", provider="torch_addcmul", length="even") %}`mul(x, y).add_(z)` needs {{ inplace.peak_bytes | bytes }} where `x * y + z` needs {{ plain.peak_bytes | bytes }}, but takes as long: {{ inplace.ms | ms }} and {{ plain.ms | ms }}{{ claim((inplace.ms / plain.ms - 1) | abs < 0.05 and inplace.peak_bytes < plain.peak_bytes) }}. It saves memory, not trips. `addcmul(z, x, y)` is fused, {{ fused.ms | ms }}{{ claim(fused.ms < 0.75 * plain.ms) }}: look for such a function before you write one. `out=x` is safe, for each element is read before it is written, and by the same program. (*Not yet right*: autograd does not notice what is written to `out`, so overwrite nothing that an earlier operation keeps for its gradient; and `out` may be an input, but not overlap one in part.)
+# - **In place?** {% set inplace, plain, fused = row("forward_bfloat16", provider="torch_in_place", length="even"), row("forward_bfloat16", provider="torch", op="multiply_add", length="even"), row("forward_bfloat16", provider="torch_addcmul", length="even") %}`mul(x, y).add_(z)` needs {{ inplace.peak_bytes | bytes }} where `x * y + z` needs {{ plain.peak_bytes | bytes }}, but takes as long: {{ inplace.ms | ms }} and {{ plain.ms | ms }}{{ claim((inplace.ms / plain.ms - 1) | abs < 0.05 and inplace.peak_bytes < plain.peak_bytes) }}. It saves memory, not trips. `addcmul(z, x, y)` is fused, {{ fused.ms | ms }}{{ claim(fused.ms < 0.75 * plain.ms) }}: look for such a function before you write one. `out=x` is safe, for each element is read before it is written, and by the same program. But `out` may not overlap an input in part. (Autograd counts PyTorch's writes to a tensor, to refuse a gradient that needs what is gone. A kernel's it cannot see: `increment_version` tells it.)
 # - **Other dtypes?** bfloat16 + float32 is float32 in PyTorch, twice the bytes from there on. Here
 #   it is refused; a cast inside the kernel costs no trip.
 # - **Broadcasting?** `y.expand_as(x)` works, but is copied: a trip to write, one to read. Index it,

@@ -143,6 +143,9 @@ def test_views(lecture, device, view):
     for a, r in ((x, residual), (x, residual.detach().clone())):
         y = lecture.dropout_add(a, r, 0.5, seed=3)
         torch.testing.assert_close(y, lecture.dropout_add_reference(a, r, 0.5, 3))
+        for options in ({"p": 0.0}, {"training": False}):
+            y = lecture.dropout_add(a, r, **options)
+            assert y.is_contiguous() and torch.equal(y, a + r)
     assert y.is_contiguous() and y.shape == x.shape
     y = lecture.dropout(x, 0.5, seed=3)
     assert torch.equal(y, lecture.dropout_reference(x.detach().clone(), 0.5, 3))

@@ -202,6 +202,32 @@ def test_in_place(lecture, device):
     assert torch.equal(x, want)
 
 
+def test_autograd_sees_what_is_written_to_out(lecture, device):
+    x, y, z = torch.randn(3, 4, 8, device=device)
+    for write in (
+        lambda out: lecture.multiply_add(x, x, z, out=out),
+        lambda out: lecture.add_relu(x, z, out=out),
+        lambda out: lecture.bias_gelu(x, z[0], out=out),
+    ):
+        a = x.clone().requires_grad_()
+        loss = (a * y).sum()
+        write(y)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+        with torch.inference_mode():
+            out = torch.empty_like(y)
+            assert write(out) is out
+
+
+def test_only_what_a_gradient_needs_is_kept(lecture, device):
+    x, y, z = torch.randn(3, 8, device=device)
+    for wanted, needed in (([2], []), ([0], [1]), ([1, 2], [0]), ([0, 1], [0, 1])):
+        leaves, kept = [t.clone().requires_grad_(i in wanted) for i, t in enumerate((x, y, z))], []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, id):
+            lecture.multiply_add(*leaves)
+        assert sorted(t.data_ptr() for t in kept) == sorted(leaves[i].data_ptr() for i in needed)
+
+
 def test_only_the_gradients_that_are_wanted(lecture, device):
     x, y, z = torch.randn(3, 8, device=device)
     for wanted in ((x,), (y,), (z,), (x, z)):
@@ -287,6 +313,11 @@ def test_any_shape(lecture, device, n_rows, n_cols, form, dtype):
     assert_near(lecture.add_relu(x, y), total.relu(), total.abs())
 
 
+def wide(x):
+    """A matrix without rows, so without memory, and a bias for it."""
+    return x.new_empty(0, 2**30 + 1), x[0, :1].expand(2**30 + 1)
+
+
 @pytest.mark.parametrize(
     ("error", "words", "call"),
     [
@@ -303,6 +334,9 @@ def test_any_shape(lecture, device, n_rows, n_cols, form, dtype):
         (ValueError, "out .*got .*float16", lambda m, x: m.add_relu(x, x, out=x.half())),
         (ValueError, "contiguous", lambda m, x: m.bias_gelu(x, x[0], out=x.new_empty(4, 3).t())),
         (ValueError, "gradient", lambda m, x: m.add_relu(x, x.clone().requires_grad_(), out=x)),
+        (ValueError, "gradient", lambda m, x: m.add_relu(x, x, out=x.clone().requires_grad_())),
+        (ValueError, "gradient", lambda m, x: m.bias_gelu(x, x[0], out=x.clone().requires_grad_())),
+        (ValueError, "2\\*\\*30 col", lambda m, x: m.bias_gelu(*wide(x))),
     ],
 )
 def test_refuses(lecture, device, error, words, call):
@@ -318,6 +352,12 @@ def test_the_bias_is_repeated_to_whole_vectors(lecture):
         assert torch.equal(longer.view(-1, n_cols)[-1], bias)
         assert lecture._repeated(bias, n_cols) is bias, "one row"
     assert len(lecture._repeated(torch.arange(4096), 10**7)) == 4096
+    long = torch.zeros(1).expand(2**27 + 1)
+    with pytest.MonkeyPatch.context() as patch:  # so that nothing is copied
+        patch.setattr(torch.Tensor, "contiguous", lambda bias: bias)
+        patch.setattr(torch.Tensor, "repeat", lambda b, n: b[:1].expand(n * len(b)))
+        assert len(lecture._repeated(long[: 2**26 - 1], 2**40)) == 16 * (2**26 - 1)
+        assert lecture._repeated(long, 2**40) is long, "past 2**30 columns"
 
 
 @pytest.mark.gpu

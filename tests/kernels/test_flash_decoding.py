@@ -187,6 +187,36 @@ def test_extreme_scores(lecture, device, level):
     torch.testing.assert_close(got.double(), want, atol=4e-3, rtol=0)
 
 
+@pytest.mark.parametrize("hidden", [slice(0, 64), slice(64, 128), slice(10, 180)])
+def test_scores_of_minus_infinity(lecture, device, hidden):
+    """Whole blocks of them, and whole parts."""
+    q, k, v, lens = simple(device, capacity=200)
+    q[..., 0], k[..., 0] = 1, 0
+    k[:, hidden] = 0
+    k[:, hidden, :, 0] = -math.inf
+    want = lecture.flash_decoding_reference(*(x.double() for x in (q, k, v)), lens)
+    for n_shares in (1, 2, 3, 8):
+        out = torch.empty_like(q)
+        lecture._decode(q, k, v, lens, None, 64**-0.5, out, n_shares)
+        for got in (out, lecture.first_decoding(q, k, v, lens, n_shares)):
+            torch.testing.assert_close(got.double(), want, atol=4e-3, rtol=0)
+
+
+def test_a_part_without_keys_leaves_minus_infinity(lecture, device, monkeypatch):
+    """Of five shares of two blocks three are empty, and one of these lies within the sequence."""
+    left = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda part, lse, *args, **options: left.extend((part, lse))
+
+    q, k, v, lens = simple(device, batch=1)
+    monkeypatch.setattr(lecture, "merge_kernel", Kernel())
+    lecture._decode(q, k, v, lens, None, 0.125, torch.empty_like(q), 5)
+    part, lse = left
+    assert lse[3].isneginf().all() and not part[3].any() and lse[[2, 4]].isfinite().all()
+
+
 def test_nan_is_handed_on(lecture, device):
     q, k, v, lens = simple(device)
     k[0, 3, 1, 5] = math.nan
@@ -208,6 +238,9 @@ def test_the_first_kernel(lecture, device, n_splits):
     got = lecture.first_decoding(q, k, v, lens, n_splits)
     want = lecture.flash_decoding_reference(*(x.double() for x in (q, k, v)), lens)
     torch.testing.assert_close(got.double(), want, atol=2e-3, rtol=0)
+    full = lecture.first_decoding(q, k, v, torch.full_like(lens, 80), n_splits)
+    assert torch.equal(lecture.first_decoding(q, k, v, lens + 1000, n_splits), full)
+    assert not lecture.first_decoding(q, k, v, lens - 1000, n_splits).any()
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 8, 40, 64, 66, 67, 128, 4096])
@@ -326,6 +359,8 @@ def refusals():
     yield "table's dimensions", ValueError, lambda q, k, v, n: ((q, k, v, n), table(q, 2))
     yield "scale 0", ValueError, lambda q, k, v, n: ((q, k, v, n), {"scale": 0.0})
     yield "scale NaN", ValueError, lambda q, k, v, n: ((q, k, v, n), {"scale": math.nan})
+    yield "scale 0 in float32", ValueError, lambda q, k, v, n: ((q, k, v, n), {"scale": 1e-46})
+    yield "large scale", ValueError, lambda q, k, v, n: ((q, k, v, n), {"scale": 1e39})
     yield (
         "too many",
         ValueError,

@@ -192,6 +192,11 @@ def test_float64_shows_no_error_of_method(lecture):
     agrees(lecture, *x, causal=True, window_size=(40, -1), softcap=2.0)
 
 
+@pytest.mark.parametrize("softcap", [1e-4, 1e4])
+def test_extreme_softcaps(lecture, device, softcap):
+    agrees(lecture, *inputs([40], [40], device=device), causal=True, softcap=softcap, within=3.0)
+
+
 @pytest.mark.parametrize("mean", [-6.0, 6.0])
 def test_extreme_scores(lecture, device, mean):
     """Log-sum-exps far from 0 on both sides; keys past the end of a sequence have the score 0."""
@@ -264,6 +269,7 @@ def refusals():
     yield "lengths of k and v", ValueError, lambda q, c: ((q, q, q[1:]), (c, c), {})
     yield "no group", ValueError, lambda q, c: ((q[:, :3], q[:, :2], q[:, :2]), (c, c), {})
     yield "more heads of keys", ValueError, lambda q, c: ((q[:, :2], q, q), (c, c), {})
+    yield "no heads of queries", ValueError, lambda q, c: ((q[:, :0], q, q), (c, c), {})
     yield "no heads", ValueError, lambda q, c: ((q[:, :0],) * 3, (c, c), {})
     yield "four dimensions", ValueError, lambda q, c: ((q[None],) * 3, (c, c), {})
     yield "head_dim", ValueError, lambda q, c: ((q[..., :48],) * 3, (c, c), {})
@@ -271,11 +277,19 @@ def refusals():
     yield "int64", TypeError, lambda q, c: ((q, q, q), (c.long(), c), {})
     yield "other sequences", ValueError, lambda q, c: ((q, q, q), (c, c[1:]), {})
     yield "no cu_seqlens", ValueError, lambda q, c: ((q, q, q), (c[:0], c[:0]), {})
+    yield "no sequences", ValueError, lambda q, c: ((q, q, q), (c[:1], c[:1]), {})
+    yield "no sequences of q", ValueError, lambda q, c: ((q, q[:0], q[:0]), (c[:1], c[:1]), {})
+    yield "no sequences of k", ValueError, lambda q, c: ((q[:0], q, q), (c[:1], c[:1]), {})
     yield "strided", ValueError, lambda q, c: ((q, q, q), (c[::2], c[::2]), {})
     yield "elsewhere", ValueError, lambda q, c: ((q, q, q), (c, c.to("meta")), {})
     yield "scale 0", ValueError, lambda q, c: ((q, q, q), (c, c), {"scale": 0.0})
     yield "scale NaN", ValueError, lambda q, c: ((q, q, q), (c, c), {"scale": math.nan})
+    yield "scale 0 in float32", ValueError, lambda q, c: ((q, q, q), (c, c), {"scale": 1e-46})
+    yield "large scale", ValueError, lambda q, c: ((q, q, q), (c, c), {"scale": 1e39})
     yield "softcap", ValueError, lambda q, c: ((q, q, q), (c, c), {"softcap": -1.0})
+    yield "softcap NaN", ValueError, lambda q, c: ((q, q, q), (c, c), {"softcap": math.nan})
+    yield "large softcap", ValueError, lambda q, c: ((q, q, q), (c, c), {"softcap": 10001.0})
+    yield "small softcap", ValueError, lambda q, c: ((q, q, q), (c, c), {"softcap": 1e-30})
 
 
 @pytest.mark.parametrize(

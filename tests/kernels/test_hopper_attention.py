@@ -4,10 +4,12 @@ Gluon has no interpreter. Without a GPU every variant is compiled for sm_90, by 
 script, and its machine code is looked at.
 """
 
+import gc
 import itertools
 import json
 import random
 import sys
+import weakref
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -187,6 +189,15 @@ def test_a_new_schedule_is_made_once(lecture):
     assert lecture._schedule(*arguments)[1] is lecture._schedule(*arguments)[1]
 
 
+def test_a_schedule_is_kept(lecture):
+    """A captured graph keeps its address; other shapes, and there are many, must not free it."""
+    kept = weakref.ref(lecture._schedule((1, 2, 1, 700, 700, 64), True, 192, 5, "cpu")[1])
+    for n in range(1, 300):
+        lecture._schedule((1, 1, 1, n, n, 64), True, 192, 5, "cpu")
+    gc.collect()
+    assert kept() is not None
+
+
 @pytest.mark.parametrize(("heads", "n"), [(64, 4096), (16, 16384), (64, 4097), (256, 1024)])
 def test_programs_of_a_causal_launch_end_together(lecture, heads, n):
     shape = (1, heads, 1, n, n, 128)
@@ -239,6 +250,15 @@ def test_the_check_needs_a_gpu(lecture):
         lecture.check("cpu")
 
 
+def off_16_bytes(x):
+    """`x`, contiguous, at an address of which 16 is no divisor."""
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+def expanded(x, dim):
+    return x.narrow(dim, 0, 1).clone().expand_as(x)
+
+
 def refusals():
     yield "float32", TypeError, lambda q: ((q.float(),) * 3, {})
     yield "mixed", TypeError, lambda q: ((q, q.bfloat16(), q), {})
@@ -252,12 +272,18 @@ def refusals():
     yield "three dimensions", ValueError, lambda q: ((q[0],) * 3, {})
     yield "scale 0", ValueError, lambda q: ((q, q, q), {"scale": 0.0})
     yield "scale NaN", ValueError, lambda q: ((q, q, q), {"scale": float("nan")})
+    yield "scale 0 in float32", ValueError, lambda q: ((q, q, q), {"scale": 1e-46})
+    yield "scale inf in float32", ValueError, lambda q: ((q, q, q), {"scale": 1e39})
+    yield "scale whose scores overflow", ValueError, lambda q: ((q, q, q), {"scale": 1e30})
     yield "gradient", ValueError, lambda q: ((q.clone().requires_grad_(), q, q), {})
     yield "out of another shape", ValueError, lambda q: ((q, q, q), {"out": q[:, :, 1:]})
-    yield "columns", ValueError, lambda q: ((q, q, q.mT.contiguous().mT), {})
-    yield "odd rows", ValueError, lambda q: ((q, q, q.repeat(1, 1, 1, 2)[..., :65][..., 1:]), {})
-    yield "odd row stride", ValueError, lambda q: ((q.new_ones(2, 6, 8, 65)[..., :64], q, q), {})
-    yield "one token for all", ValueError, lambda q: ((q, q[:, :, :1].expand_as(q), q), {})
+    yield "out in columns", ValueError, lambda q: ((q, q, q), {"out": q.mT.contiguous().mT})
+    yield "out off 16 bytes", ValueError, lambda q: ((q, q, q), {"out": off_16_bytes(q)})
+    yield "one token for all", ValueError, lambda q: ((q,) * 3, {"out": expanded(q, 2)})
+    yield "one head for all", ValueError, lambda q: ((q,) * 3, {"out": expanded(q, 1)})
+    yield "one batch for all", ValueError, lambda q: ((q,) * 3, {"out": expanded(q, 0)})
+    yield "out is k", ValueError, lambda q: ((q.clone(), q, q.clone()), {"out": q})
+    yield "out is v", ValueError, lambda q: ((q.clone(), q.clone(), q), {"out": q})
     yield "another device", ValueError, lambda q: ((q, q, q.to("meta")), {})
 
 
@@ -344,6 +370,11 @@ def layouts():
     yield "every second token", lambda x: x.repeat_interleave(2, dim=2)[:, :, ::2]
     yield "part of wider rows", lambda x: torch.cat([x, x], dim=3)[..., : x.shape[3]]
     yield "one head for all", lambda x: x[:, :1].expand_as(x)
+    yield "columns", lambda x: x.mT.contiguous().mT
+    yield "off 16 bytes", off_16_bytes
+    yield "odd row stride", lambda x: torch.cat([x, x[..., :1]], dim=3)[..., : x.shape[3]]
+    yield "one token for all", lambda x: x[:, :, :1].expand_as(x)
+    yield "one token, odd strides", lambda x: x[:, :, :1].mT.contiguous().mT
 
 
 @on_hopper
@@ -351,6 +382,82 @@ def layouts():
 def test_layouts(lecture, layout):
     q, k, v = inputs((2, 3, 170, 64))
     agrees(lecture, layout(q), layout(k), layout(v), causal=True)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of the host that says that it lies on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.fixture
+def reached(lecture, monkeypatch):
+    """A list to which launches, which do nothing, add the tensors of their descriptors."""
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *arguments, **_: found.extend(x.base for x in arguments[:4])
+
+    found = []
+    monkeypatch.setattr(lecture, "hopper_attention_kernel", Kernel())
+    monkeypatch.setattr(lecture, "_sms", lambda device: 132)
+    return found
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("layout", [pytest.param(f, id=name) for name, f in layouts()])
+def test_only_what_a_descriptor_refuses_is_copied(lecture, reached, layout):
+    given = [layout(x).as_subclass(Elsewhere) for x in torch.randn(3, 2, 3, 70, 64).half()]
+    lecture.hopper_attention(*given)
+    # odd strides count where there is one token, too: `contiguous` would not change them
+    fits = given[0].data_ptr() % 16 == 0 and given[0].stride(3) == 1 and given[0].stride(2) >= 64
+    fits &= all(step % 8 == 0 for step in given[0].stride()[:3])
+    for x, y in zip(given, reached[:3], strict=True):
+        assert (x.data_ptr() == y.data_ptr()) == fits and torch.equal(x, y)
+        assert fits or y.stride() == torch.empty(y.shape).stride()
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("n", [70, 0])
+def test_autograd_knows_that_out_is_written(lecture, reached, n):
+    q, k, v, out = (x.as_subclass(Elsewhere) for x in torch.empty(4, 2, 3, n, 64).half())
+    product = torch.ones(q.shape, dtype=q.dtype, requires_grad=True) * out
+    assert lecture.hopper_attention(q, k, v, out=out) is out and len(reached) == (4 if n else 0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+@on_hopper
+@both_kinds
+@pytest.mark.parametrize(("heads", "n"), [(4, 300), (30, 2100)])
+def test_out_may_be_q(lecture, causal, heads, n):
+    q, k, v = inputs((3, heads, n, 64))
+    want = lecture.hopper_attention(q, k, v, causal=causal)
+    assert torch.equal(lecture.hopper_attention(q, k, v, causal=causal, out=q), want)
+
+
+@on_hopper
+def test_a_captured_launch_outlives_other_shapes(lecture):
+    q, k, v = inputs((2, 3, 500, 64))
+    want, out = lecture.hopper_attention(q, k, v), torch.empty_like(q)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        lecture.hopper_attention(q, k, v, out=out)
+    for n in range(1, 300):
+        lecture.hopper_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n])
+    garbage = [torch.full((n,), 2**30, dtype=torch.int32, device="cuda") for n in range(1, 2000)]
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, want) and garbage
+
+
+@on_hopper
+def test_a_first_call_inside_a_capture_stops(lecture):
+    q, k, v = inputs((1, 1, 77, 64))
+    lecture.hopper_attention(q[:, :, 1:], k[:, :, 1:], v[:, :, 1:])  # compiles
+    with pytest.raises(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        lecture.hopper_attention(q, k, v)
+    agrees(lecture, q, k, v)
 
 
 @on_hopper

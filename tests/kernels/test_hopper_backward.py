@@ -283,10 +283,9 @@ def refusals():
     yield "three dimensions", ValueError, lambda q: ((q[0],) * 3, {})
     yield "scale 0", ValueError, lambda q: ((q, q, q), {"scale": 0.0})
     yield "scale NaN", ValueError, lambda q: ((q, q, q), {"scale": float("nan")})
-    yield "columns", ValueError, lambda q: ((q, q, q.mT.contiguous().mT), {})
-    yield "odd rows", ValueError, lambda q: ((q, q, q.repeat(1, 1, 1, 2)[..., :65][..., 1:]), {})
-    yield "odd row stride", ValueError, lambda q: ((q.new_ones(2, 6, 8, 65)[..., :64], q, q), {})
-    yield "one token for all", ValueError, lambda q: ((q, q[:, :, :1].expand_as(q), q), {})
+    yield "scale 0 in float32", ValueError, lambda q: ((q, q, q), {"scale": 1e-46})
+    yield "scale inf in float32", ValueError, lambda q: ((q, q, q), {"scale": 1e39})
+    yield "scale whose scores overflow", ValueError, lambda q: ((q, q, q), {"scale": 1e30})
     yield "another device", ValueError, lambda q: ((q, q, q.to("meta")), {})
 
 
@@ -376,17 +375,82 @@ def test_with_its_forward(lecture, load, causal, head_dim):
         torch.testing.assert_close(x.double(), y, atol=2**-7 * y.abs().max().item(), rtol=0)
 
 
+def off_16_bytes(x):
+    """`x`, contiguous, at an address of which 16 is no divisor."""
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
 def layouts():
     yield "transposed", lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)
     yield "every second token", lambda x: x.repeat_interleave(2, dim=2)[:, :, ::2]
     yield "part of wider rows", lambda x: torch.cat([x, x], dim=3)[..., : x.shape[3]]
     yield "one head for all", lambda x: x[:, :1].expand_as(x)
+    yield "columns", lambda x: x.mT.contiguous().mT
+    yield "off 16 bytes", off_16_bytes
+    yield "odd row stride", lambda x: torch.cat([x, x[..., :1]], dim=3)[..., : x.shape[3]]
+    yield "one token for all", lambda x: x[:, :, :1].expand_as(x)
+    yield "one token, odd strides", lambda x: x[:, :, :1].mT.contiguous().mT
+
+
+every_layout = pytest.mark.parametrize("layout", [pytest.param(f, id=n) for n, f in layouts()])
 
 
 @on_hopper
-@pytest.mark.parametrize("layout", [pytest.param(f, id=name) for name, f in layouts()])
+@every_layout
 def test_layouts(lecture, layout):
-    agrees(lecture, *map(layout, inputs((2, 3, 170, 64))), causal=True)
+    q, k, v, do = map(layout, inputs((2, 3, 170, 64)))
+    agrees(lecture, *map(lecture._for_descriptor, (q, k, v)), do, causal=True)
+
+
+@pytest.fixture
+def planned(lecture, monkeypatch):
+    """A list to which launches, which do nothing, add k, v, q and dO of their descriptors."""
+    found = []
+    monkeypatch.setattr(lecture, "_launch", lambda x: found.extend(y.base for y in x[1][2][:4]))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    return found
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of the host that says that it lies on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.interpreter
+@every_layout
+def test_only_what_a_descriptor_refuses_is_copied(lecture, planned, layout):
+    given = [layout(x).as_subclass(Elsewhere) for x in torch.randn(4, 2, 3, 70, 64).half()]
+    q, k, v, do = given
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    found = lecture.hopper_attention(
+        *leaves, forward=lambda q, *_, **__: (torch.zeros(q.shape).half(), torch.zeros(q.shape[:3]))
+    )
+    torch.autograd.grad(found, leaves, do)
+    fits = q.data_ptr() % 16 == 0 and q.stride(3) == 1 and q.stride(2) >= 64
+    fits &= all(step % 8 == 0 for step in q.stride()[:3])
+    for x, y in zip((k, v, q), planned[:3], strict=True):
+        assert (x.data_ptr() == y.data_ptr()) == fits and torch.equal(x, y)
+        assert fits or y.stride() == torch.empty(y.shape).stride()
+    assert torch.equal(planned[3], do)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    ("n_queries", "use"),
+    [
+        (70, lambda out: torch.cat([torch.zeros(3).half(), out.flatten()])),
+        (1, lambda out: torch.einsum("bhqd,bhkd->bhqk", out, torch.ones(2, 4, 9, 64).half())),
+    ],
+    ids=["behind a cat", "one query, einsum"],
+)
+def test_gradients_as_autograd_makes_them(lecture, planned, n_queries, use):
+    x = torch.ones(3, 2, 4, n_queries, 64).half().requires_grad_()
+    out = torch.zeros(2, 4, n_queries, 64).half(), torch.zeros(2, 4, n_queries)
+    given = False, 0.1, lambda *_, **__: out
+    used = use(lecture._HopperAttention.apply(*x, *given))
+    (used * torch.randn_like(used)).sum().backward()
+    assert len(planned) == 4
 
 
 @on_hopper

@@ -251,9 +251,27 @@ def test_refuses(lecture, device):
         lecture.layer_norm(x, weight, bias[None])
     with pytest.raises(ValueError, match="meta"):
         lecture.layer_norm(x, weight.to("meta"), bias)
-    wide = torch.zeros(1, device=device).expand(2**26)
-    with pytest.raises(ValueError, match="columns here, got 67,108,864"):
+    wide = torch.zeros(1, device=device).expand(2**31)
+    with pytest.raises(ValueError, match="rows up to 1073741824"):
         lecture.layer_norm(wide, wide, wide)
+    wide = wide[: 2**26].requires_grad_()
+    with pytest.raises(ValueError, match=r"rows up to \d+, with gradients"):
+        lecture.layer_norm(wide, wide, wide)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lecture, "_sms", lambda x: 8)
+        with pytest.raises(ValueError, match="rows up to 32768, with gradients"):
+            lecture.layer_norm(*[wide[: 2**15 + 1]] * 3)
+
+
+@pytest.mark.parametrize("odd", [0, 3])
+def test_rows_that_have_no_gradient(lecture, device, odd):
+    n = (2**22 if device == "cuda" else 2**16) + 2**10 + odd
+    x, weight, bias, _ = problem(2, n, torch.float32, device)
+    want = lecture.layer_norm_reference(*(t.double() for t in (x, weight, bias)))
+    got = lecture.layer_norm(x, weight, bias)
+    torch.testing.assert_close(got, want.float(), rtol=2e-5, atol=2e-5)
+    with pytest.raises(ValueError, match="with gradients"):
+        lecture.layer_norm(x.requires_grad_(), weight, bias)
 
 
 def test_second_derivative_is_refused(lecture, device):

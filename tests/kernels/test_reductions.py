@@ -1,11 +1,18 @@
 """Sums, maxima and scans against float64: widths, layouts, types and values; gradients; errors."""
 
+import json
+import re
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import triton
 import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.kernels.sm_90 import pretend, run_as_script
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # the interpreter rounds to bfloat16 towards zero
@@ -116,7 +123,37 @@ def test_empty(lecture, device):
         for dim in (-1, 0, None):
             assert torch.equal(lecture.reduce_sum(view, dim), view.sum(dim))
         assert lecture.scan(view).shape == view.shape
+        inputs = [torch.empty_like(view, requires_grad=True) for _ in range(2)]
+        grads = torch.autograd.grad(lecture.scan(*inputs).sum(), inputs)
+        assert [grad.shape for grad in grads] == [view.shape] * 2
     assert [out.shape for out in lecture.row_max(x)] == [(0,), (0,)]
+
+
+def test_columns_of_rows_that_lie_far_apart(lecture, device):
+    # so wide that a program takes all rows; what lies between them is never touched
+    x = torch.empty(40, 2**26, dtype=torch.bfloat16, device=device)[:, 8:140_008]
+    x.copy_(randn(40, 140_000, device=device))
+    assert_sum(lecture.reduce_sum(x, 0), x, 0)
+
+
+def loads_before_additions() -> list[int]:
+    """Compiles bfloat16 column sums for sm_90 without a GPU: how many loads come before a sum."""
+    pretend()
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples/fusion"))
+    from reductions import column_sum_kernel
+
+    x, out, found = torch.empty(64, dtype=torch.bfloat16), torch.empty(64), []
+    for n_cols in (512, 5000, 8192):
+        sizes, blocks = (n_cols, 2**29 // n_cols, n_cols, 2080), (32, 512, 8)
+        kernel = column_sum_kernel.warmup(x, out, *sizes, *blocks, num_warps=8, grid=(1,))
+        found.append(len(re.findall(r"LDG\.E\.128", kernel.asm["sass"].partition("FADD")[0])))
+    return found
+
+
+@pytest.mark.interpreter  # a GPU's tests compile and run it
+def test_loads_are_under_way_together():
+    # one that waits for the sum of the one before took 1.8 times as long
+    assert min(run_as_script(__file__)) >= 6
 
 
 @settings(max_examples=15, deadline=None)
@@ -165,6 +202,16 @@ def test_a_gate_of_zero_begins_a_segment(lecture, device):
     torch.testing.assert_close(lecture.scan(x, gates), want, rtol=1e-5, atol=1e-4)
 
 
+def test_sums_are_float32_whatever_the_default(lecture, device):
+    x = randn(6, 40, device=device)[:, ::2]
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = lecture.atomic_sum(x), lecture.row_logsumexp(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(got, (x.sum(), x.logsumexp(-1)))
+
+
 def test_gradients(lecture, device):
     x, gates = (torch.rand(3, 40, device=device, requires_grad=True) for _ in range(2))
     sums = lecture.reduce_sum, lecture.reduce_sum_reference
@@ -207,6 +254,9 @@ def test_logsumexp(lecture, device, shape, dtype):
         (ValueError, "column", lambda m, x: m.row_max(x[:, :0])),
         (ValueError, "column", lambda m, x: m.row_max(x[0, 0])),
         (ValueError, "dimension", lambda m, x: m.scan(x[0, 0])),
+        (ValueError, "without gradient", lambda m, x: m.row_logsumexp(x.requires_grad_())),
+        (ValueError, "of rows", lambda m, x: m.row_logsumexp(x[:, :0])),
+        (TypeError, "float64", lambda m, x: m.row_logsumexp(x.double())),
         (ValueError, "gates like x", lambda m, x: m.scan(x, x[:1])),
         (ValueError, "gates like x", lambda m, x: m.scan(x, x.half())),
         (ValueError, "columns", lambda m, x: m.reduce_sum(x[:1, :1].expand(1, 2**30 + 1))),
@@ -307,5 +357,12 @@ def test_beyond_int32(lecture):
     sums = lecture.reduce_sum(matrix, -1)
     assert (sums[:-1] == 4096).all() and sums[-1] == 2048
     assert (lecture.row_max(matrix)[0] == torch.tensor([1.0] * 524288 + [0.5], device="cuda")).all()
+    wide = matrix.view(-1)[: 31 * 2**26].view(31, -1)
+    wide = torch.cat([wide, wide[:9]])  # 40 rows: more than a program takes at once
+    assert (lecture.reduce_sum(wide, 0) == 40).all()
     steps = torch.arange(1, 4097, device="cuda")
     assert (lecture.scan(matrix)[-1] == matrix[-1] * steps).sum() > 2000
+
+
+if __name__ == "__main__":
+    print(json.dumps(loads_before_additions()))

@@ -4,12 +4,14 @@ Without a GPU the kernel runs in the interpreter, where roles change nothing; it
 sm_90 as well, by this file run as a script.
 """
 
+import gc
 import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 from unittest import mock
 
@@ -215,10 +217,36 @@ def test_large_scores_do_not_overflow(lecture, device, roles):
     torch.testing.assert_close(out.double(), want, atol=5e-3, rtol=0)
 
 
+@both_kinds
+def test_a_block_of_scores_of_minus_infinity(lecture, device, roles):
+    q, k, v = torch.randn(3, 1, 1, 256, 64, device=device).half()
+    q[..., 0], k[..., 0] = 1, 0
+    k[:, :, :128] = torch.tensor([-torch.inf] + [0.0] * 63)
+    out = lecture.role_attention(q, k, v, roles)
+    want = lecture.role_attention_reference(q.double(), k.double(), v.double())
+    torch.testing.assert_close(out.double(), want, atol=5e-3, rtol=0)
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 128, 64), (2, 0, 128, 64), (2, 2, 0, 64)])
 def test_nothing_gives_nothing(lecture, device, shape):
     q = torch.empty(shape, dtype=torch.float16, device=device)
     assert lecture.role_attention(q, q, q).shape == shape
+
+
+@both_kinds
+def test_a_call_keeps_no_tensor(lecture, device, roles):
+    """Triton keeps the allocator."""
+    x = [*torch.zeros(3, 1, 1, 128, 64, device=device).half().unbind()]
+    kept = [*map(weakref.ref, x)]
+    lecture.role_attention(*x, roles)
+    x.clear()
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * 3
+
+
+def off_16_bytes(x):
+    """`x`, contiguous, at an address of which 16 is no divisor."""
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
 
 
 def refusals():
@@ -227,6 +255,9 @@ def refusals():
     yield "heads", ValueError, lambda q: (q, q[:, 1:], q)
     yield "three dimensions", ValueError, lambda q: (q[0],) * 3
     yield "not contiguous", ValueError, lambda q: (q.transpose(0, 1),) * 3
+    yield "q off 16 bytes", ValueError, lambda q: (off_16_bytes(q), q, q)
+    yield "k off 16 bytes", ValueError, lambda q: (q, off_16_bytes(q), q)
+    yield "v off 16 bytes", ValueError, lambda q: (q, q, off_16_bytes(q))
     yield "length", ValueError, lambda q: (q[:, :, :64].contiguous(),) * 3
     yield "head_dim", ValueError, lambda q: (q[..., :32].contiguous(),) * 3
     yield "gradient", ValueError, lambda q: (q.clone().requires_grad_(), q, q)
