@@ -232,7 +232,8 @@ def on_nav(nav, config, files):
 
 
 def on_post_build(config):
-    """Writes what language models and other readers of plain text ask for."""
+    """Writes what language models and other readers of plain text ask for; mends the search."""
+    _mend_search(Path(config.site_dir))
     written = [
         export.Text(
             page.file.url,
@@ -249,6 +250,24 @@ def on_post_build(config):
         (folder / text.path).write_text(text.markdown, encoding="utf-8")
     (folder / export.COURSE).write_text(export.course(*about, written), encoding="utf-8")
     (folder / export.INDEX).write_text(export.index(*about, written), encoding="utf-8")
+
+
+def _mend_search(folder: Path) -> None:
+    """Parts what lunr, in Material's script, writes without a mark between: letters and numbers.
+
+    It takes nodes of its tree of words for the same if they are written alike. Where words hold
+    digits, different ones can be; a search that comes upon such a node then finds nothing at all
+    (https://github.com/olivernn/lunr.js/issues/503).
+    """
+    for script in folder.glob("assets/javascripts/workers/search.*.min.js"):
+        mended, times = re.subn(
+            r"(this\._str\)return this\._str;.{,150}?(\w)=\2\+\w\+\w\.id)\}",
+            r'\1+";"}',
+            script.read_text(encoding="utf-8"),
+        )
+        if times != 1:
+            log.warning(f"{script.name}: the line of lunr that _mend_search mends is not there")
+        script.write_text(mended, encoding="utf-8")
 
 
 @event_priority(-50)

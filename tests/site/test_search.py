@@ -1,6 +1,7 @@
 """The search finds the section that answers: questions that learners ask, each with its address."""
 
 import itertools
+import string
 
 import pytest
 
@@ -212,6 +213,15 @@ def found(browser, base):
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_the_first_result_answers(found, question):
     assert found[question][:1] and found[question][0] in QUESTIONS[question], found[question]
+
+
+def test_words_of_every_letter_and_digit_are_found(browser, base):
+    # the field looks for all words with the beginning typed; none of them may break the search
+    page = browser.new_page()
+    page.goto(base)
+    found = page.evaluate(ASK, [*string.ascii_lowercase, *string.digits])
+    page.close()
+    assert [beginning for beginning, answers in found.items() if not answers] == []
 
 
 def test_every_answer_is_there(pages):
