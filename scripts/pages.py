@@ -464,15 +464,15 @@ class Site:
                 own = [
                     row
                     for row in benchmark.all
-                    if row.provider == "triton" and row.bytes and row.flops and benchmark.ceiling
+                    if row.provider == "triton" and row.bytes and row.flops and hasattr(row, "ms")
                 ]
                 if own:
                     best = max(own, key=lambda row: row.tflops)
                     fastest.append(best)
-                    label = benchmark.name.replace("_", " ")
+                    percent = rows.format_pct(best.percent) if benchmark.ceiling else "–"
                     intensity = rows.significant(best.flops / best.bytes)
                     rate = rows.format_tflops(best.tflops)
-                    body.append([label, name, intensity, rate, rows.format_pct(best.percent)])
+                    body.append([benchmark.title, name, intensity, rate, percent])
             # names of all kernels would not fit
             shown = max(fastest, key=lambda row: row.tflops, default=None)
             title = self.lectures[name].meta["title"]
@@ -503,15 +503,18 @@ class Site:
 
     def _results(self, up: str) -> Block:
         """Every recorded size of every kernel, for the results page."""
-        header = ("Kernel", "Size", "Time", "Of the ceiling", "Against", "Type", "Mode", "GPU")
+        header = ["Kernel", "Size", "Time", "Of the ceiling", "Against", "Type", "Mode"]
+        recorded = self.recordings()
+        if len({gpu for gpu, *_ in recorded}) > 1:
+            header.append("GPU")
         benchmarks = [
             (name, recording, benchmark)
-            for _, name, recording in self.recordings()
+            for _, name, recording in recorded
             for benchmark in recording.benchmarks.values()
         ]
         benchmarks.sort(key=lambda found: not found[2].ceiling)  # those with a ceiling first
         body = [
-            self._result(up, name, recording, row)
+            self._result(up, name, recording, row)[: len(header)]
             for name, recording, benchmark in benchmarks
             for row in benchmark.all
             if row.provider == "triton" and hasattr(row, "ms")  # some rows count, and time nothing
@@ -541,7 +544,6 @@ class Site:
             for provider, ratio in peers
         )
         ceiling = f"{row.percent:.1f}" if benchmark.ceiling else ""
-        kernel = html.escape(benchmark.name.replace("_", " "))
 
         def cell(shown: str, key=None) -> str:
             sort = f' data-sort="{key}"' if key is not None else ""
@@ -549,7 +551,7 @@ class Site:
 
         return [
             cell(
-                f'<a href="{up}{name}/" title="{html.escape(benchmark.title)}">{kernel}</a>'
+                f'<a href="{up}{name}/">{html.escape(benchmark.title)}</a>'
                 f"<br><small>{html.escape(self.lectures[name].meta['title'])}</small>"
             ),
             cell(html.escape(size), getattr(row, benchmark.x)),

@@ -574,7 +574,7 @@ def test_the_roofline_is_drawn_from_all_recordings(repository):
     site, said = repository.site()
     card = site.fill(site.context("results/")["roofline"](), "html")
     assert not said
-    assert "op forward" in card
+    assert "<td>Op</td>" in card
     assert "figures/roofline.dark.svg" in site.files
 
 
@@ -613,7 +613,7 @@ def test_the_results_list_every_gpu_that_was_recorded(repository):
         site, said = repository.site()
         table = site.fill(site.context("results/")["results"](), "html")
         assert not said
-        assert table.count("<td>NVIDIA H200</td>") == 4
+        assert table.count("<td>NVIDIA H200</td>") == (0 if stale else 4)  # one needs no column
         assert table.count("<td>NVIDIA A100</td>") == (0 if stale else 4)
         assert "1.0×" not in table  # Triton is no peer of itself
 
