@@ -86,11 +86,9 @@ if __name__ == "__main__":
     show_variances()
 
 # %% [markdown]
-# At 10,000 the naive way is off by nearly three times the variance itself. Where it comes out negative, the square root makes the row NaN. This is [*catastrophic cancellation*](https://en.wikipedia.org/wiki/Catastrophic_cancellation):
+# At 10,000 the naive way is off by nearly three times the variance itself. Where it comes out negative, the square root makes the row NaN. This is [*catastrophic cancellation*](https://en.wikipedia.org/wiki/Catastrophic_cancellation), drawn below. Subtract first, square afterwards, and the digits survive. If the row lies in [registers](../glossary.md#register), the second pass over it costs no trip through memory.
 #
 # {{ diagram("layer_norm_cancellation") }}
-#
-# Subtract first, square afterwards, and the digits survive. If the row lies in [registers](../glossary.md#register), the second pass over it costs no trip through memory.
 #
 # ## Step 1: one row a program
 #
@@ -127,7 +125,9 @@ def layer_norm_row(x, weight, bias, eps=1e-5):
 # - **No idle [lanes](../glossary.md#lane).** A block is a power of two. 768 columns would leave a quarter of 1,024 lanes idle, and idle lanes take time too. So it is a block of 512 and a `REST` of 256.
 # - **Held as they came.** As float32 a row takes twice the [registers](../glossary.md#register) that it takes as bfloat16. `_hold` makes the compiler keep the bfloat16 numbers, and convert them at each use.
 # - **Long rows**, from 32 KiB on, and shorter ones of a few whole blocks, unless a power of two, need not wait in registers: a second kernel walks along them twice, block by block, once for the sums and once for $y$. The second time the row comes from a cache, the [SM](../glossary.md#sm)'s own ([L1](../glossary.md#l1)) or [L2](../glossary.md#l2). (With a gradient a row may fill 16 KiB for each SM of the chip, a million bfloat16 numbers on this one; a longer one has no kernel, and is refused.) Hints tell them what to keep: `evict_last` what will be read again, `evict_first` what will not. Rows of two to eight whole blocks, such as 5,120 columns, five of 1,024, have a `WIDTH` that the compiler knows: it unrolls both loops and needs no mask. A thread keeps a triple of its own and merges each vector that it loads, by Welford's rule: no thread waits for another until the triples meet, at the end.
-# - **Odd widths** (`PEEL`) go this way too. With 12,289 columns, most rows begin off a [boundary](../glossary.md#vector-load) of 16 bytes. The blocks begin at the first one in the row, `head` numbers in; up to 7 numbers at either end, the *edge*, are left over. But weight and bias, from their number `head` on, lie off a boundary in turn, and would be loaded number by number. So a launch of its own, before, makes eight copies of both, one number less than a multiple of 16 apart: number 1 of copy 1 lies on a boundary, number 2 of copy 2, and so on, and a row takes the copies number `head`. (For tensors of up to 2²⁴ numbers the copies do not pay: there `shift` is 1, and all copies are the vector itself.)
+# - **Odd widths** (`PEEL`) go this way too, drawn below for 12,289 columns of bfloat16. Most rows begin off a [boundary](../glossary.md#vector-load) of 16 bytes. The blocks begin at the first one in the row, `head` numbers in; up to 7 numbers at either end, the *edge*, are left over. But weight and bias, from their number `head` on, lie off a boundary in turn. So a launch of its own, before, makes eight copies of both, one number less than a multiple of 16 apart, and a row takes the copies number `head`. (For tensors of up to 2²⁴ numbers the copies do not pay: there `shift` is 1, and all copies are the vector itself.)
+#
+# {{ diagram("layer_norm_odd") }}
 
 # %% tags=["copy"]
 @triton.jit
