@@ -280,7 +280,13 @@ def atomic_sum(x):
 # %% [markdown]
 # ## Scans: every partial result
 #
-# A cumulative sum keeps the sums on the way, $y_t = y_{t-1} + x_t$. It looks sequential and is not: `tl.associative_scan(x, axis, combine)`, of which `tl.cumsum` is a case, makes a tree of that, too. From block to block the kernel carries the last value. `combine` may take tuples: the **gated scan** $y_t = g_t \, y_{t-1} + x_t$ is the recurrence of linear RNNs and state-space models; with a gate of 0 where a segment begins it is a *segmented* sum. A step is a map $y \mapsto g y + x$. Two in a row are such a map again, with the gate $g_1 g_2$ and the addend $g_2 x_1 + x_2$: `_then` makes this pair. It is [associative](../glossary.md#reduction), **not** commutative; a scan needs no more. The gradient is the same recurrence from the right, gates shifted by one, since $x_t$ reaches $y_t$ and through $g_{t+1}$ all that follows: $dx_t = dy_t + g_{t+1} dx_{t+1}$. And $dg_t = dx_t y_{t-1}$.
+# A cumulative sum keeps the sums on the way, $y_t = y_{t-1} + x_t$. The **gated scan** $y_t = g_t \, y_{t-1} + x_t$ is the recurrence of linear RNNs and [state-space models](../production.md#who-uses-triton-and-for-what); with a gate of 0 where a segment begins it is a *segmented* sum. Both look sequential, and are not.
+#
+# A step is a map $y \mapsto g y + x$. Two in a row are such a map again, with the gate $g_1 g_2$ and the addend $g_2 x_1 + x_2$: `_then` makes this pair. It is [associative](../glossary.md#reduction), **not** commutative; a scan needs no more. So neighbours can be merged before anybody knows the $y$ that will come in, all pairs of a round at once, in a tree such as this: $n$ steps take $\log_2 n$ rounds.
+#
+# {{ diagram("reductions_scan") }}
+#
+# `tl.associative_scan(x, axis, combine)` takes any associative rule, here of pairs of gate and addend, and `tl.cumsum` is the case of a plain sum; which tree they make is the compiler's choice. From [block](../glossary.md#block) to block the kernel carries the last $y$. The gradient is the same recurrence from the right, gates shifted by one, since $x_t$ reaches $y_t$ and through $g_{t+1}$ all that follows: $dx_t = dy_t + g_{t+1} dx_{t+1}$. And $dg_t = dx_t y_{t-1}$.
 
 # %% tags=["copy"]
 @triton.jit
@@ -613,9 +619,7 @@ if __name__ == "__main__":
 # - **Log-sum-exp of short rows**: {{ (row("logsumexp", provider="triton_read", n_cols=256).ms / row("logsumexp", provider="triton", n_cols=256).ms * 100) | pct }} of a read's speed at 256 columns, where a thread has eight numbers of a row, and two trees, of maxima and of sums, weigh as much as these. {% set seen = profile("logsumexp", provider="triton", n_cols=256) %}The profiler counts too many instructions: one is issued in {{ seen.issue | pct }} of the slots for it, while memory is busy for {{ seen.dram | pct }} of the time.{{ claim(seen.issue > 80 and seen.dram < 80) }} torch.compile takes {{ (row("logsumexp", provider="torch_compile", n_cols=256).ms / row("logsumexp", provider="triton", n_cols=256).ms) | times }} as long{{ claim(row("logsumexp", provider="torch_compile", n_cols=256).ms > 1.3 * row("logsumexp", provider="triton", n_cols=256).ms) }}.
 # - **Columns, where 8 does not divide the width**, in bfloat16: each element is loaded by itself.
 # - **Few long rows**, in `scan`, row sums and maxima: a row is one program's, so fewer rows than SMs leave some idle. A lone row is better summed with `dim=None`; to [split](../patterns.md#split) rows in general takes a second step.
-# - **Growing gates.** A scan multiplies the gates of up to 4,096 neighbours. Where such a product
-#   passes 3.4 · 10³⁸, what follows is infinite or NaN, though step by step it might have stayed
-#   finite (after a run of zeros, say).
+# - **Growing gates.** A scan [multiplies the gates](#scans-every-partial-result) of up to 4,096 neighbours. Where such a product passes 3.4 · 10³⁸, what follows is infinite or NaN, though step by step it might have stayed finite (after a run of zeros, say).
 #
 # {{ profile_source() }}
 #
