@@ -631,7 +631,9 @@ def _cell(value, column: str) -> str:
         return rows.format_pct(value)
     if column in ("bytes", "peak_bytes"):
         return rows.format_bytes(value)
-    return rows.significant(value) if isinstance(value, float) else figures.exact(value, column)
+    if isinstance(value, float):
+        return rows.significant(value)
+    return figures.exact(value, column).replace(" × ", "\u00a0×\u00a0")  # a shape stays in one line
 
 
 def _html_table(header: list[str], body: list[list[str]]) -> str:

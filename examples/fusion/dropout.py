@@ -386,8 +386,8 @@ def dropout_add_reference(x, residual, p, seed, offset=0):
 # - **clumps**: do counts in 256 elements vary as much as chance has it, not more and not less?
 # - **patterns**: does each of the 16 patterns of four come as often as it should?
 #
-# Each gives standard deviations from what chance expects, the worst of its kind. There are 239 of
-# them in all: by chance one may well pass 3; none reaches 6. A test that cannot fail tests nothing,
+# Each prints how many standard deviations it is off what chance expects, the worst of its kind. Of
+# 239 in all one may well pass 3 by chance; none reaches 6. A test that cannot fail tests nothing,
 # so five bad generators stand beside ours (an LCG, linear congruential generator, multiplies and
 # adds). Which test finds which? And of what use is the first, which everybody makes?
 
@@ -597,7 +597,7 @@ def bench(measure):
 
 # %% [markdown]
 # {{ figure("forward", providers=["triton", "triton_four_a_call", "triton_one_a_call", "torch", "torch_compile"],
-#    caption="From 2²² on eight coins a call reach a copy's speed; one is bound by arithmetic.") }}
+#    caption="Eight coins a call reach a copy's speed; one is bound by arithmetic.") }}
 # {% set n = 2**27 %}{% set ours = row("forward", provider="triton", n=n) %}
 # {% set one = row("forward", provider="triton_one_a_call", n=n) %}{% set four = row("forward", provider="triton_four_a_call", n=n) %}
 # {% set eager = row("forward", provider="torch", n=n) %}{% set compiled = row("forward", provider="torch_compile", n=n) %}
@@ -638,7 +638,7 @@ def bench(measure):
 # - **An offset that is no multiple of eight** puts a row of eight across two vectors: loads of single elements, so cut chunks at multiples of eight: {{ (shifted.ms / odd.ms) | times }} the time{{ claim(shifted.ms > 1.3 * odd.ms) }}, more than PyTorch's plain call takes{{ claim(shifted.ms > row("awkward", provider="torch", case="offset 3").ms) }}. An odd length costs {{ (odd.ms / row("forward", provider="triton", n=2**27).ms * 100 - 100) | n }} %{{ claim(odd.ms < 1.03 * row("forward", provider="triton", n=2**27).ms) }}.
 # - **Small tensors**: at 4,096 elements a call takes {{ small.host_us | n(0) }} µs of the host (PyTorch
 #   {{ small_torch.host_us | n(0) }}{{ claim(20 < small.host_us and small_torch.host_us < small.host_us) }}; we aimed at 20), with the gradient
-#   {{ row("small_gradient", provider="triton").host_us | n(0) }} (PyTorch {{ row("small_gradient", provider="torch").host_us | n(0) }}{{ claim(row("small_gradient", provider="torch").host_us < row("small_gradient", provider="triton").host_us) }}), and the kernel {{ small.us | n(1) }} µs of the GPU. Capture a graph.
+#   {{ row("small_gradient", provider="triton").host_us | n(0) }} (PyTorch {{ row("small_gradient", provider="torch").host_us | n(0) }}{{ claim(row("small_gradient", provider="torch").host_us < row("small_gradient", provider="triton").host_us) }}), and the kernel {{ small.us | n(1) }} µs of the GPU. (The host was slow in this recording; in the one before a call with the gradient took it 136 µs, PyTorch's 61.) Capture a graph.
 # - **Rare drops**: $p = 0.001$ becomes 66 / 65,536, 0.7 % more. Where that matters: exercise 1.
 #
 # ## What to remember
