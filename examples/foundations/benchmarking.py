@@ -148,9 +148,9 @@ def ms_of_first_calls(fn, count=10):
 #
 # ### 3. A host timer around one call, and the mean of it
 #
-# Even the tenth call is too long: at most {{ row("ways", provider="measure", n_rows=1024).us | n(1) }} of
+# Even the tenth call, of 1,024 rows, is too long: at most {{ row("ways", provider="measure", n_rows=1024).us | n(1) }} of
 # its {{ tenth.us | n }} µs are the kernel's; the rest is Python before it and waking up after it.
-# And the host has other things to do. Two thousand times of 8 rows, in µs:
+# And the host has other things to do. 2,000 calls with 8 rows, in µs (99 of 100 are below p99):
 #
 # {{ table("spread", columns=["timer", "lowest", "median", "mean", "p99", "highest"]) }}
 #
@@ -213,7 +213,7 @@ def ms_in_a_loop(fn, count=100):
 #
 # In a loop over one matrix each call finds in [L2](../glossary.md#l2) what the last one left. A row
 # is 32 KiB, read and written, L2 has {{ env.l2_bytes | bytes }}. Predict: up to how many rows does
-# that matter, and how much?
+# that matter, and how much? (`measure` in the figure is the timing done right, as built below.)
 #
 # {{ figure("ways", providers=["measure", "warm cache", "events", "loop", "no sync"], y="us",
 #    logy=True, caption="Below 2,000 rows a loop times Python or the cache, not the kernel.") }}
@@ -383,7 +383,7 @@ def ms_by_profiler(fn, kernel, samples=30):
 #
 # ### Where `measure_ms` falls short
 #
-# It rests for 0.2 ms, or five times as long as the kernel runs. If the function's Python takes longer, the GPU waits for it after the first [event](../glossary.md#event), and the host is in the time again. (`scripts/measure.py`, which makes this site's recordings, times the host first and rests four times as long as that takes.) It always flushes: in a model, a kernel may find in the cache what the one before it wrote, and be faster. It knows one stream, and takes the clock for about 1.9 GHz. Below a few microseconds the events count; there ask the [profiler](../glossary.md#profiler).
+# It rests for 0.2 ms, or five times as long as the kernel runs. If the function's Python takes longer, the GPU waits for it after the first [event](../glossary.md#event), and the host is in the time again. (`scripts/measure.py`, which makes this site's recordings, times the host first and rests four times as long as that takes.) It always flushes: in a model, a kernel may find in the cache what the one before it wrote, and be faster. It times one stream, a queue of the GPU, and takes the clock for about 1.9 GHz. Below a few microseconds the events count; there ask the [profiler](../glossary.md#profiler).
 #
 # ### Every error, in one table: the time over that of `measure`
 #

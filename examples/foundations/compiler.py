@@ -237,7 +237,7 @@ if __name__ == "__main__":
 # ### TTIR: your program, typed
 #
 # Your function, its types written out, its constants folded. It knows no GPU: for `scale` it is the
-# same text for every target here. `tt.divisibility` is the `:16`. Read it for what you never meant.
+# same text for every target here. `tt.divisibility` is the `:16`. Look for types you never meant.
 
 # %%
 if __name__ == "__main__":
@@ -263,8 +263,8 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # Read a blocked layout from the inside: `sizePerThread` neighbours belong to a thread,
-# `threadsPerWarp` such pieces to a warp, `warpsPerCTA` of those to the program; in a larger block
-# all begins anew. Threads are numbered along the first dimension of `order` first. For 16 × 64:
+# `threadsPerWarp` such pieces to a warp, `warpsPerCTA` of those to the program; a larger block goes
+# on with thread 0. Thread numbers grow first along the dimension that `order` names first. 16 × 64:
 #
 # {{ diagram("compiler_layout") }}
 #
@@ -415,10 +415,10 @@ if __name__ == "__main__":
 
 # %% [markdown]
 # - **The same**: the source, and on NVIDIA GPUs the TTIR, to the letter. **Different**: the rest.
-# - **`sm_90`**: the 4. `wgmma` takes its operands from shared memory; warps go on while it runs.
+# - **`sm_90`**: the 4 predicted. `wgmma` reads shared memory itself; warps go on while it runs.
 # - **`sm_80`, `sm_120`**: 64 of `mma.sync`: a warp multiplies 16 × 16 by 16 × 8, from registers.
-# - **`sm_100`**: one thread starts `tcgen05.mma`; the sum lies in *tensor memory*. **`gfx942`**:
-#   `v_mfma`, in warps of 64 threads; there is no PTX, the last text is AMD's assembly.
+# - **`sm_100`**: one thread starts `tcgen05.mma`, 4 a step, and the text [holds a step twice](#where-reading-falls-short), once before the loop. The sum lies in *tensor memory*.
+#   **`gfx942`**: `v_mfma`, 16 a step, three times, in warps of 64; its last text is AMD's assembly.
 # - **`sm_75`**: a T4 has tensor cores, Triton no longer uses them: 4,096 multiply-adds in a thread,
 #   and a [spill](../glossary.md#spill): what finds no register goes to memory. It compiles silently.
 #

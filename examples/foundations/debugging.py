@@ -447,7 +447,7 @@ if __name__ == "__main__":
 # %% [markdown]
 # - `wrong_other`: *found by* `print_if(row == 1, "x", x)`: the masked lane shows as 0. *Fix:* the [neutral element](../glossary.md#neutral-element) of the reduction: 0 for a sum, -inf for a maximum.
 # - `masked_lanes`: *found by* a second block size: no result may depend on it. *Fix:* mask again
-#   after a step such as `x - mean`, which makes another number of the neutral element.
+#   after a step such as `x - mean`, which turns the neutral element into another number.
 #
 # ### Room 3: addresses
 #
@@ -499,7 +499,7 @@ if __name__ == "__main__":
 #
 # ### Room 4: where only the GPU fails
 #
-# - **A race.** *Symptom:* a wrong result, which may differ from run to run.
+# - **A race**: programs change one number at once. *Symptom:* a wrong result, which may vary.
 # - **TF32.** *Symptom:* a float32 product is right to three digits, and your tolerance has grown.
 # - **Too much shared memory.** *Symptom:* an error at the launch, on some GPUs.
 
@@ -547,7 +547,7 @@ if __name__ == "__main__":
 #   alike. `tl.dot` cuts float32 down to [TF32](../glossary.md#tf32) unless told otherwise. *Fix:*
 #   `input_precision="ieee"` or `"tf32x3"`, both [far slower](compiler.py#why-is-a-float32-product-inexact); or mean TF32, and say so.{% set product = rec("foundations/compiler") %}{{ claim(3 * product.row("precision", provider="triton", precision="tf32").ms < product.row("precision", provider="triton", precision="tf32x3").ms < product.row("precision", provider="triton", precision="ieee").ms) }}
 # - `large_tile`: *found by* the launch, or by counting: a tile of 128 by 128 float32 is 64 KiB, a
-#   stage holds two, four stages 512 KiB. *Fix:* smaller tiles or fewer `num_stages`.
+#   stage (one turn's loads) two, four stages 512 KiB. *Fix:* smaller tiles or fewer `num_stages`.
 #
 # ### Room 5: Triton's own ways
 #

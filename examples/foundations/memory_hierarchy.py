@@ -116,7 +116,7 @@ def fill_kernel(y_ptr, value, BLOCK: tl.constexpr):
 
 # %% [markdown]
 # These functions launch them, and refuse what the kernels cannot do. A thread loads at most 16
-# bytes at a time; with two such loads for each thread, a block takes `BLOCK / 256` warps.
+# bytes at a time; two such loads are 8 numbers a thread, 256 a warp: `BLOCK / 256` warps a block.
 
 # %% tags=["copy", "fold"]
 def _refuse(name: str, x: torch.Tensor, dtype: torch.dtype, multiple: int = 1) -> None:
@@ -198,8 +198,8 @@ def read_reference(x: torch.Tensor, n_programs: int, n_loads: int, block: int) -
 #   MiB in all, the curve bends: what no longer fits comes from L2, the rest still from L1.
 # - **From L2** ("Triton"): {{ l2.tbps | tbps }}, {{ (l2.tbps / far.tbps) | times }} the bandwidth
 #   of HBM, with a cliff shortly before the {{ env.l2_bytes | bytes }} that the driver reports.
-# - **From HBM**: {{ far.tbps | tbps }}; copying is slower, as we shall see.
-# - **One launch of a copy** never shows L2, although at 16 MiB its data is there. It takes
+# - **From HBM**: {{ far.tbps | tbps }}; copying ("Triton, copy") is slower, as we shall see.
+# - **One launch of a copy** ("torch") never shows L2, though at 16 MiB its data is there. It takes
 #   {{ once.us | n(1) }} µs, of which L2's bandwidth explains {{ (once.bytes / l2.tbps * 1e-6) | n(1) }};
 #   most of the rest is the price of a launch. {{ claim(once.tbps < 0.6 * l2.tbps) }}
 #
@@ -242,8 +242,8 @@ def chase(table: torch.Tensor, position: torch.Tensor, n_hops: int) -> torch.Ten
 # {% set far = row("memory_bandwidth", provider="triton", working_set=2**30).tbps %}
 #
 # To leave the launch out, we time a short and a long chase and divide the difference in time by
-# that in hops. Each launch goes on where the last one stopped; else it would find that one's lines
-# in the cache. **Predict**: at 1.98 GHz a clock takes half a nanosecond. How many is a trip to HBM?
+# that in hops. Each launch goes on where the last one stopped; else it would find in the cache what
+# that one loaded. **Predict**: at 1.98 GHz a clock takes half a nanosecond. How many is HBM away?
 #
 # {{ figure("memory_latency", y="ns", caption="A thread waits " ~ (l1_ns | n) ~ " ns for a load "
 #    ~ "from L1, " ~ (l2_ns | n) ~ " ns from L2 and " ~ (far_ns | n) ~ " ns from HBM.") }}
@@ -670,7 +670,7 @@ def bench(measure):
 #
 # 1. **Count bytes first.** To read and write them takes HBM their number over
 #    {{ copy_tbps(2**33) | tbps }}, whatever the kernel computes.
-# 2. **Each level is nearer and wider than the next, and none is larger.** From register to HBM the
+# 2. **Each level is nearer and wider than the next, but no larger.** From register to HBM the
 #    latency grows {{ (far_ns / row("multiply_add", warps_per_sm=1).ns) | n }} times. Parallelism hides it.
 # 3. **Fusion saves trips, not arithmetic**: four launches to one, 6 N to 2 N.
 #
@@ -680,7 +680,7 @@ def bench(measure):
 #     ??? success "Answer"
 #         Two launches move 2 N each, the fused one 2 N: half the time. For a small `x`, one launch.
 #
-# ??? question "2 · Predict: eight programs an SM read 16 KiB each, twice. What does it cost?"
+# ??? question "2 · Predict: eight programs an SM read 16 KiB each. What does a second read cost?"
 #     ??? success "Answer"
 #         Eight times 16 KiB fit L1, which serves the second read at
 #         {{ (l1.tbps / read.tbps) | times }} the bandwidth of HBM. Kept in registers it costs nothing.

@@ -23,7 +23,7 @@
 #
 # ## One kernel, many programs
 #
-# A *kernel* is a function that runs on the GPU. You write it once and launch it many times over:
+# A *kernel* is a function that runs on the GPU. You write it once; one launch runs it many times:
 # each run is a [program](../glossary.md#program). All execute the same code, side by side, in no
 # order you may rely on; each asks for its own number with `tl.program_id(0)`. Together they form
 # the [grid](../glossary.md#grid). A program works on a [block](../glossary.md#block) of elements.
@@ -160,7 +160,7 @@ if __name__ == "__main__":
 #
 # | | in CUDA you | in Triton |
 # |---|---|---|
-# | threads | number them, give each its elements | a block is dealt out to `32 * num_warps` threads |
+# | threads | number them, give each its elements | a block is dealt out to `32 * num_warps` threads ([128](#the-size-of-a-block-powers-of-two-and-num_warps), if you say nothing) |
 # | [coalescing](../glossary.md#coalescing) | let neighbouring threads read neighbouring addresses | follows where offsets are consecutive and a mask does not split them |
 # | vector width | cast to `float4`, treat the rest apart | up to 16 bytes a load, [where alignment is known](#one-kernel-several-compiled-versions) |
 # | [shared memory](../glossary.md#shared-memory) | declare, fill, avoid bank conflicts | allotted where elements change threads: reductions, products |
@@ -228,9 +228,9 @@ if __name__ == "__main__" and not triton.knobs.runtime.interpret:
     show_versions()
 
 # %% [markdown]
-# - 4,096 and 1,024 are multiples of 16 and share version 1, whose loads fetch 16 bytes, the most
-#   there is. 1,000 and 999 share version 2: the compiler no longer knows that four neighbours are
-#   masked alike, and loads them one by one. One kernel, a few versions, not one for every `n`.
+# - 4,096 and 1,024 are multiples of 16 and share version 1: two loads from `x`, two from `y`, each
+#   of 16 bytes, the most there is. 1,000 and 999 share version 2: four neighbours are not known to
+#   be masked alike, so each is loaded singly. One kernel, a few versions, not one for every `n`.
 # - `n = 1` becomes a constant: of no use here, of great use for a stride, as the image will show.
 # - `x[1:]` starts 4 bytes past a multiple of 16: narrow loads again. In bfloat16 (`odd, bf16`) they
 #   fetch 2 bytes. What do they cost? Add 2²⁸ bfloat16, then one fewer, then starting one later:
