@@ -194,9 +194,9 @@ def first_attention(q, k, v, causal: bool) -> torch.Tensor:
 #    work on average. Left of the diagonal every key counts, and no mask is needed. Only the blocks
 #    on the diagonal, two of 64 keys for 128 queries, compare positions. The same test serves a last
 #    block that is not full.
-# 4. **Eight sums a row.** Four threads hold the columns of a row between them. For one sum they
-#    exchange theirs in every block. Of eight sums each is of columns that one thread holds, and
-#    threads exchange them once, at the end.
+# 4. **Eight sums a row.** The columns of a row are spread over four threads. With one sum a row
+#    these exchange their shares in every block. With eight, each sum is of columns that one thread
+#    holds, and the threads exchange only once, at the end.
 # 5. **The longest tiles first.** The last tile of a causal head has the most blocks; started last,
 #    it would run while the rest of the chip is idle. And programs of a head run together, in groups
 #    of heads whose keys and values fit into L2.

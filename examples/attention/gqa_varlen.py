@@ -9,9 +9,7 @@
 #
 # # Grouped heads, ragged batches: nothing padded, nothing copied
 #
-# [Flash attention](flash_attention.py) and [its backward](flash_attention_backward.py) take a rectangle: sequences of one length, and a head of keys for each head of queries. Models have neither. Prompts are of variable length (*varlen*); several query heads share a head of keys ([GQA](../glossary.md#gqa)); in some layers a token sees only a [window](../glossary.md#sliding-window) of recent ones, in some a [soft-cap](../glossary.md#soft-cap) keeps scores within bounds. Pad the sequences, repeat the heads, mask the scores, and it all fits the rectangle. **What does the rectangle cost?**
-#
-# {{ diagram("gqa_varlen_waste") }}
+# [Flash attention](flash_attention.py) and [its backward](flash_attention_backward.py) take a rectangle: sequences of one length, and a head of keys for each head of queries. Models have neither. Prompts are of variable length (*varlen*); several query heads share a head of keys ([GQA](../glossary.md#gqa)); in some layers a token sees only a [window](../glossary.md#sliding-window) of recent ones, in some a [soft-cap](../glossary.md#soft-cap) keeps scores within bounds. Pad the sequences, repeat the heads, mask the scores, and it all fits the rectangle. **What does the rectangle cost?**{{ diagram("gqa_varlen_waste") }}
 #
 # ## What it costs
 #
@@ -105,7 +103,7 @@ def _owner(own_ptr, other_ptr, n_seqs, heads, BLOCK: tl.constexpr):
 # %% [markdown]
 # ## Step 3: a descriptor for every end
 #
-# A [descriptor](../glossary.md#descriptor) brings zeros past the end of its tensor, and writes nothing there. Here each sequence has an end, and past it lies the next, which must not be written; nor read, since NaN times a weight of 0 is NaN. Must each sequence have a descriptor? A [trick of Triton's](https://github.com/triton-lang/triton/pull/7783) makes one do for all. It describes the rows by *three* dimensions, which together move by whole rows; of the first two no coordinate in use is out of bounds, and the third ends at $2^{30}$:
+# A [descriptor](../glossary.md#descriptor) brings zeros past the end of its tensor, and writes nothing there. Here each sequence has an end, and past it lies the next, which must not be written; nor read, since NaN times a weight of 0 is NaN. Must each sequence have a descriptor? A [trick of Triton's](https://github.com/triton-lang/triton/pull/7783) makes one do for all. It describes the rows by *three* dimensions, each of which moves the address by whole rows. The first two are so long that no coordinate in use is out of bounds; the third ends at $2^{30}$:
 #
 # | dimension | coordinate | moves the address by, in rows of stride $r$ |
 # |---|---|---|
@@ -144,9 +142,7 @@ def _ragged(x: torch.Tensor, block: int) -> TensorDescriptor:
 # %% [markdown]
 # ## Step 4: a band
 #
-# Causal attention and windows are one thing: a row sees keys from `left` before its place to `right` after it, and causal means `right = 0`. So a tile of rows visits the blocks from where its first row starts to where its last row stops. Between the start of its *last* row and the stop of its *first*, all its rows see all keys: blocks in there need no [mask](../glossary.md#mask).
-#
-# {{ diagram("gqa_varlen_band") }}
+# Causal attention and windows are one thing: a row sees keys from `left` before its place to `right` after it, and causal means `right = 0`. So a tile of rows visits the blocks from where its first row starts to where its last row stops. Between the start of its *last* row and the stop of its *first*, all its rows see all keys: blocks in there need no [mask](../glossary.md#mask).{{ diagram("gqa_varlen_band") }}
 #
 # For a tile of keys exchange `left` and `right`. How many blocks does a window leave to visit?
 
@@ -321,7 +317,7 @@ def flash_attention_varlen_dkdv_kernel(
 # %% [markdown]
 # ## Launch: one kernel forward, two backward, and nothing waits
 #
-# The host reads no length. A soft-cap needs registers, so keys then meet fewer queries at a time.
+# The host reads no length. At $D = 128$ a soft-cap leaves registers for 32 queries a turn, not 64.
 
 # %% tags=["copy"]
 # head_dim: BLOCK_M, BLOCK_N, num_warps, num_stages of the forward, for dq, for dk and dv without,
@@ -637,11 +633,10 @@ def bench(measure):
 # %% [markdown]
 # | tokens each | *this page* | *mha* | *repeated* | SDPA, flash | cuDNN |
 # |---|---|---|---|---|---|
-# {% for n in [1024, 4096, 16384] %}
-# | {{ "{:,}".format(n) }} {% for p in ["triton", "triton_mha", "triton_repeated", "sdpa_flash", "sdpa_cudnn"] %}| {{ row("gqa_varlen_dense_forward", provider=p, seq_len=n).ms | ms }} {% endfor %}|
+# {% for n in [1024, 4096, 16384] %}| {{ "{:,}".format(n) }} {% for p in ["triton", "triton_mha", "triton_repeated", "sdpa_flash", "sdpa_cudnn"] %}| {{ row("gqa_varlen_dense_forward", provider=p, seq_len=n).ms | ms }} {% endfor %}|
 # {% endfor %}
 #
-# {% set ours, mha, copied = row("gqa_varlen_dense_forward", provider="triton", seq_len=4096), row("gqa_varlen_dense_forward", provider="triton_mha", seq_len=4096), row("gqa_varlen_dense_forward", provider="triton_repeated", seq_len=4096) %}{% set both, both_mha, both_copied = row("gqa_varlen_dense_both", provider="triton"), row("gqa_varlen_dense_both", provider="triton_mha"), row("gqa_varlen_dense_both", provider="triton_repeated") %}Hardly: fewer keys are fewer bytes, but no fewer operations, and these set the pace. At 4,096 tokens 8 heads of keys take {{ (100 - 100 * ours.ms / mha.ms) | pct }} less time than 32.{% for n in [1024, 4096, 16384] %}{{ claim(0.9 < row("gqa_varlen_dense_forward", provider="triton", seq_len=n).ms / row("gqa_varlen_dense_forward", provider="triton_mha", seq_len=n).ms < 1) }}{% endfor %} What costs is to copy them, {{ (100 * copied.ms / ours.ms - 100) | pct }} more time, and memory: forward and backward take {{ both.peak_bytes | bytes }} grouped, {{ both_mha.peak_bytes | bytes }} with 32 heads, {{ both_copied.peak_bytes | bytes }} repeated.{{ claim(copied.ms > 1.15 * ours.ms and both_copied.peak_bytes > 2 * both.peak_bytes) }} And what do slots, bands and ends cost?{% set dense = rec("attention/flash_attention").row("attention_d128_causal", provider="triton", seq_len=4096) %}{{ claim(ours.tflops > 0.95 * dense.tflops) }} Nothing to be seen here: the kernel for rectangles reaches {{ dense.tflops | n(0) }} TFLOP/s, with 16 heads, this one {{ ours.tflops | n(0) }}. **Now ragged batches: how much slower are they when each sequence is padded to the longest?**
+# {% set ours, mha, copied = row("gqa_varlen_dense_forward", provider="triton", seq_len=4096), row("gqa_varlen_dense_forward", provider="triton_mha", seq_len=4096), row("gqa_varlen_dense_forward", provider="triton_repeated", seq_len=4096) %}{% set both, both_mha, both_copied = row("gqa_varlen_dense_both", provider="triton"), row("gqa_varlen_dense_both", provider="triton_mha"), row("gqa_varlen_dense_both", provider="triton_repeated") %}Hardly: fewer keys are fewer bytes, but no fewer operations, and these set the pace. At 4,096 tokens 8 heads of keys take {{ (100 - 100 * ours.ms / mha.ms) | pct }} less time than 32.{% for n in [1024, 4096, 16384] %}{{ claim(0.9 < row("gqa_varlen_dense_forward", provider="triton", seq_len=n).ms / row("gqa_varlen_dense_forward", provider="triton_mha", seq_len=n).ms < 1) }}{% endfor %} What costs is to copy them: {{ (100 * copied.ms / ours.ms - 100) | pct }} more time forward, {{ (100 * both_copied.ms / both.ms - 100) | pct }} with the backward, and memory: forward and backward take {{ both.peak_bytes | bytes }} grouped, {{ both_mha.peak_bytes | bytes }} with 32 heads, {{ both_copied.peak_bytes | bytes }} repeated.{{ claim(copied.ms > 1.15 * ours.ms and both_copied.peak_bytes > 2 * both.peak_bytes) }} And what do slots, bands and ends cost?{% set dense = rec("attention/flash_attention").row("attention_d128_causal", provider="triton", seq_len=4096) %}{{ claim(ours.tflops > 0.95 * dense.tflops) }} Nothing to be seen here: the kernel for rectangles reaches {{ dense.tflops | n(0) }} TFLOP/s, with 16 heads, this one {{ ours.tflops | n(0) }}. **Now ragged batches: how much slower are they when each sequence is padded to the longest?**
 #
 # {{ figure("gqa_varlen_ragged_forward", providers=["triton", "triton_padded", "sdpa_cudnn", "torch_varlen", "flex"], caption="Ragged batches: ahead of torch's varlen attention and of FlexAttention by a third or more. The rate counts only work that is not padding, so what pads falls behind.") }}{% for r in rows("gqa_varlen_ragged_forward", provider="triton") + rows("gqa_varlen_ragged_both", provider="triton") %}{% for peer in ["flex", "torch_varlen"] %}{{ claim(1.33 * r.ms < row("gqa_varlen_ragged_" ~ r.benchmark.mode, provider=peer, n_seqs=r.n_seqs).ms) }}{% endfor %}{% endfor %}{% for p in ["triton", "triton_padded", "sdpa_cudnn", "torch_varlen", "flex"] %}{{ claim(row("gqa_varlen_ragged_forward", provider=p, n_seqs=64).tflops < 0.8 * row("gqa_varlen_ragged_forward", provider=p, n_seqs=16).tflops) }}{% endfor %}
 #
@@ -685,6 +680,12 @@ def bench(measure):
 #     ??? success "Answer"
 #         `row_max` and `alpha`: $e^{s'}$ lies within $10^{\pm 9}$, and no sum of such numbers
 #         overflows. But weights are rounded to 16 bits, and float16 ends at 65,504.
+#
+# ??? question "3. A slope for each head (an hour)"
+#     [ALiBi](https://arxiv.org/abs/2108.12409) adds $m_h$ times (key − place) to a score; each query head has its own $m_h$. What is the least that each of the three kernels must add, and where? What becomes of the gradients?
+#
+#     ??? success "Answer"
+#         Nothing but `slope * keys`, with $m_h \log_2 e$ in `slope`: what all scores of a row share falls out of the [softmax](../glossary.md#online-softmax), and `lse` has it too. The forward adds it to `s * scale_out` before the mask, and its maximum and `p` take the sum as it is; the other two add it under `exp2`, and all else stays, as $ds'/ds = 1$. The kernel for keys walks over the heads of a group: it loads `slope` in every turn, and, since it would [spill](../glossary.md#spill), takes 32 queries at a time, as with a soft-cap. A distance for each score, in place of a number for each key, would make the forward spill, too. The limit: near key 1,000,000, with $m_h = 1/2$, float32 has this number in steps of 1/16.
 #
 # ## Use it in your project
 #

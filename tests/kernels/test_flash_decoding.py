@@ -332,6 +332,57 @@ def test_exercise_2_the_same_bits_in_any_batch(lecture, device):
     assert device == "cuda" or not torch.equal(together["shares"], alone["shares"])
 
 
+# exercise 3; in place of the launch's arguments, a global of the module
+EIGHT_BITS = {
+    "q_ptr, k_ptr, v_ptr, out_ptr,": "q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, out_ptr,",
+    "q, k_cache, v_cache, out, part,": "q, k_cache, v_cache, *FACTORS, out, part,",
+    "            s = tl.dot(q, k.T) * scale_log2\n": (
+        "            at = (head * stride_head + places) // HEAD_DIM\n"
+        "            k_scale = tl.load(k_scale_ptr + at, mask=seen, other=0.0)\n"
+        "            s = tl.dot(q, k.to(q.dtype).T) * scale_log2\n"
+        "            s *= k_scale[None, :]\n"
+    ),
+    "            acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])\n": (
+        "            v_scale = tl.load(v_scale_ptr + at, mask=seen, other=0.0)\n"
+        "            weights = (p * v_scale[None, :]).to(q.dtype)\n"
+        "            acc = tl.dot(weights, v.to(q.dtype), acc * alpha[:, None])\n"
+    ),
+}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("page_size", [0, 16])
+@pytest.mark.parametrize("lens", [[97], [5, 0, 200]], ids=str)
+def test_exercise_3_a_cache_of_8_bits(lecture, changed, lens, page_size):
+    kernels, head_dim = changed(EIGHT_BITS), 128
+    q, *caches, seq_lens, table = lecture._poisoned(
+        lens, 8, 2, head_dim, page_size, torch.float16, "cpu"
+    )
+    numbers, factors, wide = [], [], []
+    for x in caches:
+        x = x.float().contiguous()
+        factor = x.nan_to_num().abs().amax(dim=-1, keepdim=True) / 127
+        # where nothing may be read, 127 times NaN
+        whole = (x / factor.clamp(min=1e-9)).round().nan_to_num(nan=127.0).to(torch.int8)
+        factors.append(factor[..., 0].where(~x.isnan().any(dim=-1), math.nan).contiguous())
+        numbers.append(whole)
+        wide.append(whole.double() * factor)
+    kernels.FACTORS = factors
+    out = torch.full_like(q, math.nan)
+    kernels._decode(q, *numbers, seq_lens, table, 0.2, out, 3)
+    options = {"block_table": table, "scale": 0.2}
+    want = lecture.flash_decoding_reference(q.double(), *wide, seq_lens, **options)
+    allowed = torch.finfo(q.dtype).eps * wide[1].abs().max().item()
+    assert (out.double() - want).abs().max().item() <= allowed
+    # a row of keys or values: 128 numbers and a factor of four bytes, before 128 of two bytes
+    assert round(100 * (head_dim + 4) / (2 * head_dim)) == 52
+
+
+def test_exercise_3_nothing_is_rounded():
+    whole = torch.arange(-256, 257)
+    assert all((whole.to(dtype) == whole).all() for dtype in (torch.float16, torch.bfloat16))
+
+
 def refusals():
     def table(q, *shape, dtype=torch.int32):
         return {"block_table": torch.zeros(shape, dtype=dtype, device=q.device)}

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -17,6 +18,7 @@ import triton
 import triton.language as tl
 from hypothesis import given, settings
 
+from tests.kernels.changed import changed_lecture
 from tests.kernels.sm_90 import SHARED_LIMIT, facts, launched, pretend, run_as_script
 
 VARIANTS = [(128, 0.0), (128, 30.0)]  # head_dim, softcap
@@ -25,12 +27,8 @@ every_dtype = pytest.mark.parametrize(
 )
 
 
-def compile_all(variants=VARIANTS) -> list:
-    """Compiles each variant's three kernels, causal, for sm_90 without a GPU."""
-    pretend()
-    sys.path.insert(0, str(Path(__file__).parents[2] / "examples/attention"))
-    import gqa_varlen as lecture
-
+def compiled(lecture, variants) -> list[dict]:
+    """Each variant's three kernels, causal, compiled for sm_90 without a GPU."""
     kernels = ("kernel", "dq_kernel", "dkdv_kernel")
     found = launched(lecture, *(f"flash_attention_varlen_{name}" for name in kernels))
     for head_dim, softcap in variants:
@@ -42,9 +40,25 @@ def compile_all(variants=VARIANTS) -> list:
     return [facts(kernel) for kernel in found]
 
 
+def compile_all() -> dict:
+    """Compiles the lecture's kernels, and those that exercise 3 makes of them."""
+    pretend()
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples/attention"))
+    import gqa_varlen as lecture
+
+    found, slopes = {}, torch.empty(8)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, more in {"by key": {}, "by distance": BY_DISTANCE, "fewer queries": {}}.items():
+            other = changed_lecture(lecture, SLOPES | more, folder)
+            other.SLOPES, (forward, dq, keys, capped) = slopes, other.TILES[128]
+            other.TILES[128] = forward, dq, capped if name == "fewer queries" else keys, capped
+            found[name] = compiled(other, [(128, 0.0)])
+    return found | {"lecture": compiled(lecture, VARIANTS)}
+
+
 @pytest.mark.interpreter  # a GPU's tests compile and run them
 def test_machine_code():
-    for kernel in run_as_script(__file__):
+    for kernel in run_as_script(__file__)["lecture"]:
         assert kernel["shared"] <= SHARED_LIMIT and kernel["atomics"] == 0
         assert kernel["wgmma"] > 0 and kernel["loads"] > 0 and kernel["stores"] > 0
         # a scalar that is not proved uniform spills hundreds
@@ -184,6 +198,99 @@ def test_exercise_2_no_maximum(lecture, changed):
             agrees(lecture, *x, within=4.0, **options)
         else:
             agrees(plain, *x, **options)
+
+
+# exercise 3; in place of the launch's argument, a global of the module
+SLOPES = {
+    "left, right, scale_in, scale_out,": "slopes_ptr, left, right, scale_in, scale_out,",
+    "*band, *scales, HEAD_DIM": "SLOPES, *band, *scales, HEAD_DIM",
+    "\n    q = _load(q_desc, first_q, n_q, start_m, head)\n": (
+        "\n    q = _load(q_desc, first_q, n_q, start_m, head)\n"
+        "    slope = tl.load(slopes_ptr + head)\n"
+    ),
+    # the forward
+    "(s * scale_in)\n        if (start_n": (
+        "(s * scale_in)\n"
+        "        keys = start_n + tl.arange(0, BLOCK_N)[None, :]\n"
+        "        s = s * scale_out + slope * keys\n"
+        "        if (start_n"
+    ),
+    "tl.max(s, axis=1) * scale_out": "tl.max(s, axis=1)",
+    "s * scale_out - new_max[:, None]": "s - new_max[:, None]",
+    # the kernel for queries, and that for keys
+    "        p = tl.exp2(s * scale_out - lse)\n        if (start_n": (
+        "        keys = start_n + tl.arange(0, BLOCK_N)[None, :]\n"
+        "        p = tl.exp2(s * scale_out + slope * keys - lse)\n"
+        "        if (start_n"
+    ),
+    "        p = tl.exp2(s * scale_out - lse)\n        if BANDED": (
+        "        slope = tl.load(slopes_ptr + head)\n"
+        "        p = tl.exp2(s * scale_out + slope * keys - lse)\n"
+        "        if BANDED"
+    ),
+}
+ONE_FOR_A_GROUP = {"        slope = tl.load(slopes_ptr + head)": (
+    "        slope = tl.load(slopes_ptr + kv_head * group)"
+)}  # fmt: skip
+BY_DISTANCE = {
+    "s * scale_out + slope * keys\n": (
+        "s * scale_out + slope * (keys - offs_m[:, None] - (n_k - n_q))\n"
+    ),
+    "slope * keys - lse)\n        if (start_n": (
+        "slope * (keys - offs_m[:, None] - (n_k - n_q)) - lse)\n        if (start_n"
+    ),
+    "slope * keys - lse)\n        if BANDED": (
+        "slope * (keys - start_m - offs_m[None, :] - (n_k - n_q)) - lse)\n        if BANDED"
+    ),
+}
+
+
+def sloped(q, k, v, ends_q, ends_k, slopes, softcap=0.0):
+    """Causal attention with slopes in plain PyTorch."""
+    outs = []
+    pairs = (itertools.pairwise(ends.tolist()) for ends in (ends_q, ends_k))
+    for (a, b), (c, d) in zip(*pairs, strict=True):
+        keys, values = (x[c:d].repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        s = torch.einsum("mhd,nhd->hmn", q[a:b], keys) * q.shape[2] ** -0.5
+        s = softcap * torch.tanh(s / softcap) if softcap else s
+        ahead = torch.arange(d - c) - (torch.arange(b - a)[:, None] + (d - c) - (b - a))
+        s = (s + slopes[:, None, None] * ahead).masked_fill(ahead > 0, -math.inf)
+        outs.append(torch.einsum("hmn,nhd->mhd", s.softmax(dim=-1), values))
+    return torch.cat(outs)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize(
+    ("more", "right"),
+    [({}, True), (BY_DISTANCE, True), (ONE_FOR_A_GROUP, False)],
+    ids=["by key", "by distance", "one slope for a group"],
+)
+def test_exercise_3_slopes(changed, softcap, more, right):
+    kernels = changed(SLOPES | more)
+    slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625])
+    kernels.SLOPES = slopes * math.log2(math.e)
+    x = inputs([70, 0, 66], [90, 3, 66], 4, 2, dtype=torch.float64)
+    options = {"causal": True, "softcap": softcap}
+    got = gradients(kernels.flash_attention_varlen, *x, **options)
+    want = gradients(lambda *x, causal, **more: sloped(*x, slopes, **more), *x, **options)
+    close = [torch.allclose(a, b, atol=1e-4, rtol=0) for a, b in zip(got, want, strict=True)]
+    assert close == [True, True, right, right]
+
+
+@pytest.mark.interpreter
+def test_exercise_3_registers():
+    """Bytes that spill of the forward, the kernel for queries and that for keys."""
+    found = run_as_script(__file__)
+    spills = {name: [kernel["spills"] for kernel in found[name]] for name in found}
+    assert spills["by key"][0] <= 8 and spills["by distance"][0] > 400
+    assert spills["by key"][1] == spills["by distance"][1] == 0
+    assert spills["by key"][2] > 100 and spills["fewer queries"][2] == 0
+
+
+def test_exercise_3_steps_at_a_million_keys():
+    place = torch.tensor(1e6 * 0.5 * math.log2(math.e))
+    assert torch.nextafter(place, place * 2) - place == 1 / 16
 
 
 @pytest.mark.interpreter

@@ -98,6 +98,19 @@ def test_exercise_1_a_third_stage(compiled):
         assert (compiled[variant]["shared"] <= SHARED_LIMIT) == (variant[0] == 64)
 
 
+@pytest.mark.parametrize(("n", "percent"), [(512, 71), (1024, 82), (4096, 94)])
+def test_exercise_2_causal_by_count(lecture, n, percent):
+    rates = []
+    for causal in (True, False):
+        shape = (16384 // n, 16, 1, n, n, 128)
+        _, tiles = lecture._schedule(shape, causal, 128, 132, torch.device("cpu"))
+        blocks = tiles.view(-1, 6)[:, 4]
+        counted = len(blocks) * n / 128 / (2 if causal else 1)
+        rates.append(counted / (1 + blocks).sum().item())
+    share = rates[0] / rates[1]
+    assert share == pytest.approx((n // 128 + 1) / (n // 128 + 3)) and round(100 * share) == percent
+
+
 @triton.jit
 def drawing_kernel(counter_ptr, done_ptr, n_tiles):
     tile = tl.atomic_add(counter_ptr, 1)
@@ -110,7 +123,7 @@ def drawing_kernel(counter_ptr, done_ptr, n_tiles):
 
 
 @pytest.mark.parametrize(("n_tiles", "programs"), [(40, 7), (3, 7), (1, 1), (0, 4)])
-def test_exercise_2_tiles_from_a_counter(device, n_tiles, programs):
+def test_exercise_3_tiles_from_a_counter(device, n_tiles, programs):
     counter = torch.zeros(1, dtype=torch.int32, device=device)
     done = torch.zeros(50, dtype=torch.int32, device=device)
     for launch in range(1, 4):
@@ -121,7 +134,7 @@ def test_exercise_2_tiles_from_a_counter(device, n_tiles, programs):
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10**6), n_tiles=st.integers(0, 20), programs=st.integers(1, 6))
-def test_exercise_2_in_any_order(seed, n_tiles, programs):
+def test_exercise_3_in_any_order(seed, n_tiles, programs):
     """Draws of programs that take turns at random: the last to stop is known by its number."""
     order, counter, drawn, alive = random.Random(seed), 0, [], [*range(programs)]
     while alive:

@@ -40,6 +40,7 @@ VARIANTS += [
     for rung in ("turn", "overlap", "unsummed")
     for head_dim, causal in itertools.product((64, 128), (False, True))
 ]
+WIDE = [128, 64]  # exercise 2, 256 keys: head_dim
 # exercise 1: dS from the weights as they were rounded
 FROM_WEIGHTS = {
     # the one of two such lines that rungs 1 and 2 take
@@ -125,12 +126,18 @@ def compile_all() -> list[dict]:
             tool = triton.knobs.nvidia.nvdisasm
             listing = told_by(tool, ["-c"], compiled.asm["cubin"])
             found.append([len(re.findall(rf"\b{code}\b", listing)) for code in ("F2FP", "F2F")])
+    lecture.BLOCK_N = 256
+    for head_dim in WIDE:
+        q = torch.empty(2, 4, 1024, head_dim, dtype=torch.bfloat16)
+        _, (kernel, grid, arguments, options), _ = plan(lecture, "overlap", q, q, False)
+        found.append(facts(kernel.warmup(*arguments, grid=grid, **options)))
     return found
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict:
-    return dict(zip([*VARIANTS, "from p", "from weights"], run_as_script(__file__), strict=True))
+    names = [*VARIANTS, "from p", "from weights", *WIDE]
+    return dict(zip(names, run_as_script(__file__), strict=True))
 
 
 @pytest.mark.interpreter  # a GPU's tests compile and run them
@@ -169,6 +176,24 @@ def test_exercise_1_less_exact():
     assert error[1] > 1.2 * error[0]
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("head_dim", WIDE)
+def test_exercise_2_half_the_sum(compiled, head_dim):
+    # of 256 threads each: the sums, S or P, dP, and P or dS in 16 bits
+    sums, scores = 2 * 256 * head_dim // 256, 256 * 64 // 256
+    registers = sums + scores + scores + scores // 2
+    assert sums == 256 if head_dim == 128 else registers == 288
+    assert registers > 240 and registers * 256 > 65536 and 2 * 256 * 128 == 65536
+    assert compiled[head_dim]["spills"] > 1000
+    # keys and values, slots of queries and dO, two tiles of dS
+    slots = {128: 2, 64: 4}[head_dim]
+    parts = 2 * 256 * head_dim * 2, slots * 2 * 64 * head_dim * 2, 2 * 256 * 64 * 2
+    assert [part >> 10 for part in parts] == [head_dim, 64, 64]
+    # beside them log-sum-exp and delta, a few barriers, and what tells warps their role
+    assert 0 <= compiled[head_dim]["shared"] - sum(parts) <= 4096
+    assert (compiled[head_dim]["shared"] <= SHARED_LIMIT) == (head_dim == 64)
+
+
 def added_in_turn(order, room, keys, tiles, seed):
     """Sums of tiles to which programs, started in `order`, add in the order of their keys.
 
@@ -194,7 +219,7 @@ def added_in_turn(order, room, keys, tiles, seed):
 
 
 @pytest.mark.parametrize("room", [1, 3, 12])
-def test_exercise_2_the_order_of_keys(room):
+def test_exercise_3_the_order_of_keys(room):
     first = added_in_turn(range(12), room, 12, 5, seed=0)
     for seed in range(1, 6):
         assert torch.equal(added_in_turn(range(12), room, 12, 5, seed), first)
