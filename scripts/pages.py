@@ -10,7 +10,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -253,7 +253,7 @@ class Site:
             "diagram": diagram,
             "picture": picture,
             "roofline": lambda **options: self._token(self._roofline(up, **options)),
-            "results": lambda: self._token(self._results(up)),
+            "results": lambda **options: self._token(self._results(up, **options)),
             "gpu_tests": lambda: self._token(self._gpu_tests()),
             "reference": self._reference,
         }
@@ -501,8 +501,12 @@ class Site:
             numbers=(header, body),
         )
 
-    def _results(self, up: str) -> Block:
-        """Every recorded size of every kernel, for the results page."""
+    def _results(self, up: str, without: Collection[str] = ()) -> Block:
+        """Every recorded size of every kernel, for the results page.
+
+        Args:
+            without: Benchmarks that are trials, or measure the machine.
+        """
         header = ["Kernel", "Size", "Time", "Of the ceiling", "Against", "Type", "Mode"]
         recorded = self.recordings()
         if len({gpu for gpu, *_ in recorded}) > 1:
@@ -511,6 +515,7 @@ class Site:
             (name, recording, benchmark)
             for _, name, recording in recorded
             for benchmark in recording.benchmarks.values()
+            if benchmark.name not in without
         ]
         benchmarks.sort(key=lambda found: not found[2].ceiling)  # those with a ceiling first
         body = [
@@ -534,9 +539,10 @@ class Site:
         # what is alike in all rows says the title
         sizes = [other.size() for other in benchmark.all]
         size = ", ".join(
-            f"{key}={figures.human(value, key)}"
+            _said(key, value)
             for key, value in row.size().items()
-            if key == benchmark.x or any(other.get(key) != value for other in sizes)
+            if key != "width"  # a shape says it
+            and (key == benchmark.x or any(other.get(key) != value for other in sizes))
         )
         peers = sorted(benchmark.peers(row), key=lambda peer: peer[1])
         against = "<br>".join(
@@ -620,6 +626,32 @@ def _environment(env: dict) -> str:
 def _inline(text: str) -> str:
     """A caption's Markdown as HTML, without the paragraph around it."""
     return markdown.markdown(text).removeprefix("<p>").removesuffix("</p>")
+
+
+# how the table of results says a size; what is not here reads "n = 4k"
+_SAID = {
+    "batch": "batch {}",
+    "bytes_moved": "{}",
+    "case": "{}",
+    "length": "{} length",
+    "longest": "up to {} tokens",
+    "n_cols": "{} columns",
+    "n_keys": "{} keys",
+    "n_rows": "{} rows",
+    "n_seqs": "{} sequences",
+    "op": "{}",
+    "room": "room for {}",
+    "seq_len": "length {}",
+    "shape": "{}",
+    "side": "{} a side",
+    "window": "window {}",
+}
+
+
+def _said(key: str, value) -> str:
+    if key == "causal":
+        return "causal" if value else "full"
+    return _SAID.get(key, f"{key.replace('_', ' ')} = {{}}").format(figures.human(value, key))
 
 
 def _cell(value, column: str) -> str:

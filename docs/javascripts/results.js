@@ -37,9 +37,11 @@ document$.subscribe(() => {
       for (const other of table.tHead.rows[0].cells) other.ariaSort = null;
       head.ariaSort = down ? "descending" : "ascending";
       const compare = (a, b) => key(a, column).localeCompare(key(b, column), "en", { numeric: true });
-      const numeric = rows.every((row) => row.cells[column].dataset.sort !== undefined);
+      const numeric = rows.every((row) => Number.isFinite(Number(key(row, column))));
       const order = numeric ? (a, b) => key(a, column) - key(b, column) : compare;
-      body.append(...rows.sort((a, b) => (down ? order(b, a) : order(a, b))));
+      // dashes last, either way
+      const known = (row) => row.cells[column].textContent !== "–";
+      body.append(...rows.sort((a, b) => known(b) - known(a) || (down ? order(b, a) : order(a, b))));
     });
   }
 });

@@ -49,6 +49,8 @@
   addEventListener("resize", complete);
   document$.subscribe(() => {
     name(".md-search", () => "Search");
+    const menu = document.querySelector('.md-header__button[for="__drawer"]');
+    Object.assign(menu, { tabIndex: 0, role: "button", ariaLabel: "Menu" });
     complete();
     new MutationObserver(complete).observe(document.querySelector(".md-content"), {
       childList: true,

@@ -309,7 +309,7 @@ def softmax_forward(x: torch.Tensor, y: torch.Tensor) -> None:
             maxnreg=block * size // 256 if wide and not spread else None)  # fmt: skip
 
 # %% [markdown]
-# ## Backward
+# ## Backward: the gradient of a softmax { #backward }
 #
 # Training needs the gradient. From $y_i = e^{x_i} / \sum_j e^{x_j}$ follows
 # $\partial y_i / \partial x_j = y_i (\delta_{ij} - y_j)$, and with the gradient $dy$ that arrives

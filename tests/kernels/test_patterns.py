@@ -33,9 +33,10 @@ def test_patterns_unit_rows(patterns, device):
 @pytest.mark.parametrize("name", ["logsumexp", "split_logsumexp"])
 def test_patterns_logsumexp(patterns, device, name):
     for n_cols in (1, 4096, 9001):
-        x = torch.randn(3, n_cols, device=device) + 200
+        x = torch.randn(4, n_cols, device=device) + 200
         x[1] -= torch.linspace(400, 0, n_cols, device=device)  # each block raises the maximum
         x[2, : n_cols // 2] = -torch.inf
+        x[3, n_cols // 2] = torch.inf
         lse = getattr(patterns, name)(x)
         assert torch.allclose(lse.double(), x.double().logsumexp(1), rtol=1e-6)
 

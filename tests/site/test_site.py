@@ -229,6 +229,9 @@ def test_results_sort_and_filter(open_page):
         "[...document.querySelectorAll('.results td:nth-child(3)')].map(cell => +cell.dataset.sort)"
     )
     assert times == sorted(times) and len(times) == rows.count()
+    page.click(".results th:nth-child(4) button")
+    ceilings = page.locator(".results td:nth-child(4)").all_inner_texts()
+    assert ceilings[0] != "–" == ceilings[-1]  # what is not known comes last
     page.fill(".results-filter input", "softmax float32")
     found = page.locator(".results tbody tr:visible")
     assert 0 < found.count() < rows.count()
@@ -236,6 +239,17 @@ def test_results_sort_and_filter(open_page):
     assert all("softmax" in text and "float32" in text for text in told)
     page.fill(".results-filter input", "no such kernel")
     assert page.locator(".results tbody tr:visible").count() == 0
+
+
+def test_the_menu_opens_by_keys_and_hides_its_links_till_then(open_page):
+    page = open_page("fusion/softmax/", viewport=PHONE)
+    links = page.locator(".md-sidebar--primary a:visible")
+    assert links.count() == 0
+    for _ in range(3):  # past the link to the content and the name of the site
+        page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.ariaLabel") == "Menu"
+    page.keyboard.press("Enter")
+    assert links.count() > 3
 
 
 @pytest.fixture(scope="module")
