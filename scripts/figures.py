@@ -302,32 +302,42 @@ def _tag_line_ends(fig, ax, tags: Iterable[tuple]) -> None:
 
 
 def _bars(chart: Chart) -> str:
-    """One bar for each provider, or for each named x: there is nothing to sweep."""
-    bars = []
+    """One bar for each provider, or for each named x: there is nothing to sweep.
+
+    Where there are several of both, those of an x stand together under its name.
+    """
+    bars, heads, at = [], [], 0.0
     series = palette.provider_series(chart.providers)
     for x in chart.xs:
+        size = human(x, chart.benchmark.x)
+        if len(chart.xs) > 1 and len(chart.lines) > 1:
+            at -= 0.3
+            heads.append((size, at))
+            at -= 0.9
         for provider, line in chart.lines.items():
             if x in line:
-                names = [human(x, chart.benchmark.x)] if len(chart.xs) > 1 else []
-                if len(chart.lines) > 1 or not names:
-                    names.append(palette.provider_name(provider))
-                bars.append((", ".join(names), line[x], LIGHT[series[provider]]))
-    bars.reverse()  # the first on top
-    labels = [textwrap.fill(name, 20) for name, *_ in bars]
-    each = 0.5 if any("\n" in label for label in labels) else 0.38  # inches
-    fig, ax = plt.subplots(figsize=(WIDTH, 0.9 + each * len(bars)), layout="constrained")
-    values = [getattr(row, chart.y) for _, row, _ in bars]
-    at = range(len(bars))
-    ax.barh(at, values, color=[colour for *_, colour in bars], height=0.24 / each)
-    for i, value in zip(at, values, strict=True):
+                alone = len(chart.xs) > 1 == len(chart.lines)
+                name = textwrap.fill(size if alone else palette.provider_name(provider), 20)
+                bars.append((name, line[x], LIGHT[series[provider]], at))
+                at -= 1
+    each = 0.5 if any("\n" in name for name, *_ in bars) else 0.32 if heads else 0.38  # inches
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.9 - each * at), layout="constrained")
+    names, shown, colours, places = zip(*bars, strict=True)
+    values = [getattr(row, chart.y) for row in shown]
+    ax.barh(places, values, color=colours, height=0.22 / each)
+    clear = {"facecolor": LIGHT["bg"], "edgecolor": "none", "pad": 1}
+    for place, value in zip(places, values, strict=True):
         beside = {"textcoords": "offset points", "va": "center", "zorder": 3}
-        clear = {"facecolor": LIGHT["bg"], "edgecolor": "none", "pad": 1}
-        ax.annotate(number(value, chart.y), (value, i), (5, 0), bbox=clear, **beside)
+        ax.annotate(number(value, chart.y), (value, place), (7, 0), bbox=clear, **beside)
+    for size, place in heads:
+        edge = {"transform": ax.get_yaxis_transform(), "va": "center", "zorder": 3}
+        ax.text(0, place, size, weight="bold", color=LIGHT["text"], bbox=clear, **edge)
     for line in chart.ceilings().values():
-        ends = [line[getattr(row, chart.benchmark.x)] for _, row, _ in bars]
-        spans = [i - 0.45 for i in at], [i + 0.45 for i in at]
+        ends = [line[getattr(row, chart.benchmark.x)] for row in shown]
+        spans = [place - 0.5 for place in places], [place + 0.5 for place in places]
         ax.vlines(ends, *spans, color=LIGHT["muted"], ls="--")
-    ax.set_yticks(at, labels, color=LIGHT["text"])
+    ax.set_yticks(places, names, color=LIGHT["text"])
+    ax.set_ylim(at + 0.4, 0.6)
     ax.tick_params(axis="y", length=0)
     if chart.logy:
         ax.set_xscale("log")
